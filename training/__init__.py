@@ -1,0 +1,1 @@
+"""Trains ResNet image classifiers and writes them as artifacts that the service can load."""

@@ -1,0 +1,143 @@
+"""The command line: `python -m training`."""
+
+import json
+import logging
+import sys
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from training import artifact, recipe, run
+from training.errors import TrainingError
+from training.machine import keep_freed_memory, set_threads
+from training.progress import Bar, JsonLines, clock
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Train, evaluate and list image classifiers.")
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class SplitName(StrEnum):
+    """Part of a data source."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+Data = Annotated[str, typer.Option(help="cifar10, a folder of class folders, or a .zip, .tar, .tar.gz, .tar.xz of it.")]
+Models = Annotated[Path, typer.Option(help="Folder that holds the models.")]
+
+
+@app.command()
+def train(
+    recipe_name: Annotated[str, typer.Option("--recipe", help="A recipe's name, or the path of a .toml file.")],
+    data: Data,
+    name: Annotated[str, typer.Option(help="Name of the model; the run becomes its next version.")],
+    models: Models = Path("models"),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value of the recipe: epochs=3.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run of this name.")] = False,
+    device: Device = Device.AUTO,
+    seed: int = 0,
+) -> None:
+    """Train a model and write it as the next version."""
+    _prepare()
+    chosen = recipe.load(recipe_name, set_ or ())
+    command = ["python", "-m", "training", *(_file_name(part) for part in sys.argv[1:] if part != "--resume")]
+    job = run.Job(chosen, data, name, models, seed, device.value, command)
+    artifact.check_name(name)
+    log_file = run.runs_folder(models, name) / "log.jsonl"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        log_file.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        bar = stack.enter_context(Bar(chosen.epochs))
+        manifest = run.train(job, [bar, JsonLines(log_file)], resume)
+    test = manifest.metrics["test"]
+    low, high = test["accuracy_interval_95"]
+    Console().print(
+        f"{manifest.name} version {manifest.version}: {test['accuracy']:.2%} of {test['count']:,} test pictures "
+        f"({low:.2%} to {high:.2%}), trained in {clock(manifest.training_seconds)}.\n"
+        f"It lies in {artifact.folder(models, manifest.name, manifest.version)}; look at report/card.md.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="NAME for the version in production, or NAME@VERSION.")],
+    data: Data,
+    split: SplitName = SplitName.TEST,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    models: Models = Path("models"),
+) -> None:
+    """Score a model on a data source, through the file that is served."""
+    _prepare()
+    figures = run.score(models, model, data, split.value)
+    if as_json:
+        typer.echo(json.dumps(figures, indent=1))
+        return
+    low, high = figures["accuracy_interval_95"]
+    table = Table("class", "precision", "recall", "F1", "pictures")
+    for label, row in figures["per_class"].items():
+        shares = (f"{row[key]:.1%}" for key in ("precision", "recall", "f1"))
+        table.add_row(label, *shares, f"{row['count']:,}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{figures['model']} version {figures['version']}, {split.value} split: accuracy {figures['accuracy']:.2%} "
+        f"({low:.2%} to {high:.2%}), macro F1 {figures['macro_f1']:.2%}, "
+        f"calibration error {figures['calibration_error']:.2%}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes: what each is for, and what it reached, measured on what."""
+    table = Table("recipe", "for", "reached")
+    for name in recipe.names():
+        found = recipe.load(name)
+        table.add_row(name, found.description, found.reached)
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line; exit codes: 0 done, 1 the run failed, 2 the arguments or the data are wrong."""
+    try:
+        app(standalone_mode=True)
+    except TrainingError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. Every finished epoch is kept: the same command with --resume goes on.", err=True)
+        sys.exit(1)
+
+
+def _prepare() -> None:
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+    )
+    keep_freed_memory()
+    set_threads()
+
+
+def _file_name(part: str) -> str:
+    """A card says which archive, not where it lay on the machine that made the model."""
+    return Path(part).name if "/" in part else part

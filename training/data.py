@@ -1,0 +1,221 @@
+"""Data sets as uint8 tensors: decoded once, cached by the hash of their source."""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from training import preflight, source
+from training.errors import ImageError, InputError
+from training.machine import processors
+from training.picture import Pixels, decode
+from training.split import duplicate_clusters, held_out
+
+log = logging.getLogger(__name__)
+
+_CACHE_VERSION = 1  # part of the cache key: raise it whenever decoding or clustering changes
+_DECODED_AT_ONCE = 256
+TEST_SHARE = 0.2  # of a source that comes without a split
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some pictures with their labels.
+
+    Attributes:
+        images: uint8 [N, 3, H, W], RGB.
+        labels: int64 [N].
+        names: N paths inside the source.
+        clusters: int64 [N], equal for near-duplicates.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    clusters: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, mask: Tensor) -> "Split":
+        """The pictures for which `mask` (bool [N]) is True."""
+        names = tuple(name for name, keep in zip(self.names, mask.tolist(), strict=True) if keep)
+        return Split(self.images[mask], self.labels[mask], names, self.clusters[mask])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A decoded source: the splits it came with, the class names in label order, the hash of what it held."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What a run trains on, decides by, and is judged by once at the end.
+
+    Attributes:
+        made: the splits that were not in the source and were cut from its training pictures.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    made: tuple[str, ...]
+
+
+def cache_folder() -> Path:
+    """Where decoded data sets are kept: `$REFIT_CACHE`, else `refit` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("REFIT_CACHE") or Path(base, "refit"))
+
+
+def load(name: str, size: int) -> Dataset:
+    """Read a SOURCE into tensors, from the cache if it was read before.
+
+    Args:
+        name: `cifar10`, a folder or an archive.
+        size: side of the square that every picture is resized to, in pixels.
+
+    Raises:
+        InputError: lists every problem of the source.
+    """
+    path = source.locate(name, cache_folder())
+    digest = source.sha256(path)
+    cached = cache_folder() / "datasets" / f"{digest[:32]}-{size}-v{_CACHE_VERSION}.safetensors"
+    if cached.exists():
+        try:
+            return _read_cache(cached)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            log.warning("decoding %s again: its cached copy %s cannot be read (%s)", name, cached, error)
+    dataset = _decode_source(path, digest, size)
+    try:
+        _write_cache(cached, dataset)
+    except OSError as error:
+        log.warning("%s is not cached, so the next run decodes it again: %s", name, error)
+    return dataset
+
+
+def partition(dataset: Dataset, validation: int, seed: int) -> Partition:
+    """Complete a data set's splits: a test, then a validation split are cut from `train` where missing.
+
+    Args:
+        validation: pictures to hold out of the training split, at most a fifth of it.
+        seed: the same seed gives the same splits.
+    """
+    splits, made = dict(dataset.splits), []
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    for name, count in (("test", int(len(splits["train"]) * TEST_SHARE)), ("validation", validation)):
+        if name not in splits:
+            train = splits["train"]
+            mask = held_out(train.labels, train.clusters, min(count, len(train) // 5), seed)
+            splits[name], splits["train"] = train.subset(mask), train.subset(~mask)
+            made.append(name)
+    return Partition(splits["train"], splits["validation"], splits["test"], tuple(made))
+
+
+def _decode_source(path: Path, digest: str, size: int) -> Dataset:
+    pixels: dict[PurePosixPath, Pixels] = {}
+    damaged: dict[PurePosixPath, str] = {}
+    folders: list[PurePosixPath] = []
+    others: list[PurePosixPath] = []
+    for entry, result in _decoded(source.read(path), size):
+        if entry.data is None:
+            folders.append(entry.path)
+        elif result is None:
+            others.append(entry.path)
+        elif isinstance(result, ImageError):
+            damaged[entry.path] = str(result)
+        else:
+            pixels[entry.path] = result
+    findings = preflight.inspect(list(pixels), folders, damaged, others)
+    for warning in findings.warnings:
+        log.warning("%s", warning)
+    if findings.errors:
+        raise InputError(*findings.errors)
+    return _assemble(pixels, findings, digest)
+
+
+def _decoded(entries: Iterable[source.Entry], size: int) -> Iterator[tuple[source.Entry, Pixels | ImageError | None]]:
+    """Each entry with its pixels, the reason why it has none, or None if it is no picture at all."""
+
+    def attempt(entry: source.Entry) -> Pixels | ImageError | None:
+        if entry.data is None or not preflight.is_picture_name(entry.path):
+            return None
+        try:
+            return decode(entry.data, size)
+        except ImageError as error:
+            return error
+
+    entries = iter(entries)
+    with ThreadPoolExecutor(processors()) as pool:
+        while chunk := list(islice(entries, _DECODED_AT_ONCE)):
+            yield from zip(chunk, pool.map(attempt, chunk), strict=True)
+
+
+def _assemble(pixels: dict[PurePosixPath, Pixels], findings: preflight.Findings, digest: str) -> Dataset:
+    label = {name: index for index, name in enumerate(findings.classes)}
+    splits = {}
+    for split in ("train", "validation", "test"):
+        places = {path: place for path, place in findings.places.items() if place.split == split}
+        if not places:
+            continue
+        paths = sorted(places, key=lambda path: preflight.natural(str(path)))
+        images = torch.from_numpy(np.stack([pixels[path] for path in paths]))
+        labels = torch.tensor([label[places[path].label] for path in paths])
+        splits[split] = Split(images, labels, tuple(map(str, paths)), duplicate_clusters(images))
+    return Dataset(findings.classes, splits, digest)
+
+
+def _write_cache(path: Path, dataset: Dataset) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for name, split in dataset.splits.items():
+        tensors |= {
+            f"{name}.images": split.images,
+            f"{name}.labels": split.labels,
+            f"{name}.clusters": split.clusters,
+        }
+    about = {
+        "classes": json.dumps(dataset.classes),
+        "sha256": dataset.sha256,
+        "names": json.dumps({name: split.names for name, split in dataset.splits.items()}),
+    }
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
+    os.close(handle)
+    try:
+        save_file(tensors, partial, about)
+        Path(partial).replace(path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _read_cache(path: Path) -> Dataset:
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+        splits = {
+            name: Split(
+                file.get_tensor(f"{name}.images"),
+                file.get_tensor(f"{name}.labels"),
+                tuple(names),
+                file.get_tensor(f"{name}.clusters"),
+            )
+            for name, names in json.loads(about["names"]).items()
+        }
+    return Dataset(tuple(json.loads(about["classes"])), splits, about["sha256"])

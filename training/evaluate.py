@@ -1,0 +1,144 @@
+"""How good a classifier is: accuracy, loss, calibration, and where it errs."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.data import Split
+
+_BATCH = 500
+_BINS = 15  # of the calibration error, as in Guo et al. 2017
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean cross entropy in nats, and the share of right answers, 0 to 1."""
+
+    loss: float
+    accuracy: float
+
+
+@torch.inference_mode()
+def logits(
+    network: Callable[[Tensor], Tensor],
+    prepare: Callable[[Tensor], Tensor],
+    images: Tensor,
+    device: torch.device,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """Float32 logits [N, classes] on the CPU of pictures uint8 [N, 3, H, W].
+
+    `prepare` turns a batch of them into the network's input.
+    """
+    rows = []
+    for batch in images.split(_BATCH):
+        ready = prepare(batch.to(device)).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            rows.append(network(ready).float().cpu())
+    return torch.cat(rows)
+
+
+def score(
+    network: nn.Module,
+    prepare: Callable[[Tensor], Tensor],
+    split: Split,
+    device: torch.device,
+    precision: torch.dtype,
+) -> Scores:
+    """Score a split with the network in evaluation mode; it is left in that mode."""
+    network.eval()
+    out = logits(network, prepare, split.images, device, precision)
+    return Scores(float(F.cross_entropy(out, split.labels)), accuracy(out, split.labels))
+
+
+def accuracy(out: Tensor, labels: Tensor) -> float:
+    """Share of rows of `out` [N, classes] whose largest value is at the label."""
+    return float((out.argmax(1) == labels).double().mean())
+
+
+def accuracy_interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval for a share measured on `count` pictures (Wilson 1927)."""
+    z = 1.959964
+    middle = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return (middle - half) / scale, (middle + half) / scale
+
+
+def calibration_error(out: Tensor, labels: Tensor) -> float:
+    """Expected calibration error: mean distance of confidence from accuracy over 15 bins (arXiv:1706.04599)."""
+    confidence, answer = out.softmax(1).max(1)
+    right = (answer == labels).double()
+    bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
+    gaps = [
+        (bins == index).double().mean() * (right[bins == index].mean() - confidence[bins == index].mean()).abs()
+        for index in bins.unique()
+    ]
+    return float(torch.stack(gaps).sum())
+
+
+def fit_temperature(out: Tensor, labels: Tensor) -> float:
+    """The number to divide logits by so that held-out cross entropy is least (Guo et al. 2017, arXiv:1706.04599).
+
+    Args:
+        out: uncalibrated logits float [N, classes] of pictures that were not trained on.
+        labels: int64 [N].
+    """
+    low, high = math.log(0.05), math.log(20.0)
+    values = out.double()
+
+    def loss(log_temperature: float) -> float:
+        return float(F.cross_entropy(values / math.exp(log_temperature), labels))
+
+    golden = (math.sqrt(5) - 1) / 2
+    while high - low > 1e-4:  # the loss has one minimum in the logarithm of the temperature
+        first, second = high - golden * (high - low), low + golden * (high - low)
+        if loss(first) < loss(second):
+            high = second
+        else:
+            low = first
+    return math.exp((low + high) / 2)
+
+
+def confusion(out: Tensor, labels: Tensor) -> Tensor:
+    """Counts int64 [classes, classes]: a row for each true class, a column for each answer."""
+    classes = out.shape[1]
+    return torch.bincount(labels * classes + out.argmax(1), minlength=classes**2).view(classes, classes)
+
+
+def per_class(matrix: Tensor, names: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and count of each class, from a confusion matrix; 0 where nothing was answered."""
+    hits = matrix.diagonal().double()
+    precision = hits / matrix.sum(0).clamp(min=1)
+    recall = hits / matrix.sum(1).clamp(min=1)
+    f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+    return {
+        name: {
+            "precision": float(precision[index]),
+            "recall": float(recall[index]),
+            "f1": float(f1[index]),
+            "count": int(matrix[index].sum()),
+        }
+        for index, name in enumerate(names)
+    }
+
+
+def metrics(out: Tensor, labels: Tensor, names: Iterable[str]) -> dict[str, object]:
+    """All figures of one split, ready for JSON, from calibrated logits float [N, classes]."""
+    share = accuracy(out, labels)
+    matrix = confusion(out, labels)
+    classes = per_class(matrix, names)
+    return {
+        "count": len(labels),
+        "accuracy": share,
+        "accuracy_interval_95": list(accuracy_interval(share, len(labels))),
+        "macro_f1": sum(row["f1"] for row in classes.values()) / len(classes),
+        "loss": float(F.cross_entropy(out.double(), labels)),
+        "calibration_error": calibration_error(out, labels),
+        "per_class": classes,
+        "confusion": matrix.tolist(),
+    }

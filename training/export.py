@@ -1,0 +1,56 @@
+"""The exporter: a trained network as one file that runs alone. Every use of `torch.jit` is here."""
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from training.errors import ArtifactError
+from training.loop import Normalisation
+
+
+class Served(nn.Module):
+    """A network with preprocessing and calibration inside: uint8 [N, 3, H, W] RGB to float32 logits [N, classes]."""
+
+    def __init__(self, network: nn.Module, normalise: Normalisation, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+        # Scaling to 0..1 and normalising are one multiplication and one addition.
+        std = torch.tensor(normalise.std).view(1, 3, 1, 1)
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -torch.tensor(normalise.mean).view(1, 3, 1, 1) / std, persistent=False)
+        self.scale: Tensor
+        self.shift: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images.float() * self.scale + self.shift)
+        return logits / self.temperature
+
+
+def save_script(served: Served, size: int, path: Path) -> None:
+    """Write a network as TorchScript, traced on the CPU with pictures of `size` pixels."""
+    served = served.cpu().eval()
+    with torch.inference_mode(), warnings.catch_warnings():
+        # TorchScript is deprecated, and served all the same because users ask for it.
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        example = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+        script = torch.jit.trace(served, example, check_trace=False)
+        script.save(str(path))
+
+
+def load_script(path: Path, device: torch.device) -> torch.jit.ScriptModule:
+    """Load what `save_script` wrote. Verify the artifact first: TorchScript is a program.
+
+    Raises:
+        ArtifactError: the file is not TorchScript that this version of torch can read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+            return torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"{path} cannot be loaded by torch {torch.__version__} ({error}). Export it anew."
+        ) from error

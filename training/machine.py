@@ -1,0 +1,106 @@
+"""What the machine gives: processors, device, number format, memory allocator. Only this module sets them."""
+
+import ctypes
+import logging
+import math
+import os
+import platform
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from training.errors import InputError
+
+log = logging.getLogger(__name__)
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # names of mallopt(3), from glibc's malloc.h
+
+
+def processors() -> int:
+    """Processors that this process may keep busy: its affinity, cut by the cgroup's quota (v2 or v1)."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return allowed if quota == math.inf else max(1, min(allowed, math.ceil(quota)))
+
+
+def _cgroup_quota() -> float:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text()
+            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()
+        except OSError:
+            return math.inf
+    return math.inf if quota.strip() in {"max", "-1"} else int(quota) / int(period)
+
+
+def set_threads(processes: int = 1) -> int:
+    """Give torch this process's share of the processors, and say so in the log.
+
+    Args:
+        processes: how many processes share the processors.
+
+    Returns:
+        The number of threads that one torch operation now uses.
+    """
+    available = processors()
+    threads = max(1, available // processes)
+    torch.set_num_threads(threads)
+    log.info("%d threads for torch: %d processors, shared by %d", threads, available, processes)
+    return threads
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed instead of handing it back to the kernel after every training step.
+
+    A step allocates and frees the same hundreds of megabytes of activations each time; by default glibc maps
+    and unmaps them, and the page faults cost up to 40 % of the time of a step on a CPU. Elsewhere than on
+    glibc nothing is changed.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)
+    libc.mallopt(_M_TOP_PAD, 64 << 20)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: the named device is unknown or not present.
+    """
+    if name not in {"auto", "cpu", "cuda"}:
+        raise InputError(f"Unknown device {name!r}. Use auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("No CUDA device is usable here. Use --device cpu, or auto to take what there is.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@cache
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products run in hardware there: over twice the float32 rate where measured."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+
+
+def describe(device: torch.device) -> str:
+    """Name the hardware for a report: `2 x AMD EPYC`, or `NVIDIA H200`. No host name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processors()} x {_cpu_name()}"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

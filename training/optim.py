@@ -1,0 +1,109 @@
+"""Optimisers and learning-rate schedules, and which parameters get which."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from training.recipe import Optimizer, Schedule
+
+
+class FilterMuon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for convolution filters, seen as matrices [outputs, inputs x height x width].
+
+    The momentum is orthogonalised by a Newton-Schulz iteration before it is applied, and each filter bank is
+    rescaled to a norm of sqrt(outputs) before every step, which takes the place of weight decay.
+    `torch.optim.Muon` takes matrices only and has no such rescaling; on this kind of network it is what
+    allows the large rate.
+    """
+
+    # Coefficients of the quintic iteration, from the author's reference.
+    A, B, C = 3.4445, -4.7750, 2.0315
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float, iterations: int = 3) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "iterations": iterations})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002  torch passes one
+        """Apply one step of Nesterov momentum, orthogonalised."""
+        for group in self.param_groups:
+            for filters in group["params"]:
+                if filters.grad is None:
+                    continue
+                state = self.state[filters]
+                if not state:
+                    state["momentum"] = torch.zeros_like(filters)
+                state["momentum"].mul_(group["momentum"]).add_(filters.grad)
+                ahead = filters.grad.add(state["momentum"], alpha=group["momentum"])
+                filters.mul_(len(filters) ** 0.5 / filters.norm())
+                update = self._orthogonal(ahead.flatten(1), group["iterations"])
+                filters.add_(update.view_as(filters), alpha=-group["lr"])
+
+    def _orthogonal(self, matrix: Tensor, iterations: int) -> Tensor:
+        x = matrix.bfloat16()
+        x = x / (x.norm() + 1e-7)
+        tall = x.shape[0] > x.shape[1]
+        if tall:
+            x = x.T
+        for _ in range(iterations):
+            gram = x @ x.T
+            x = self.A * x + (self.B * gram + self.C * gram @ gram) @ x
+        orthogonal: Tensor = x.T if tall else x
+        return orthogonal.to(matrix.dtype)
+
+
+def make_optimizers(network: nn.Module, settings: Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimisers of one run; each group remembers its full rate as `initial_lr`.
+
+    With SGD and AdamW norms and biases get no weight decay (He et al. 2018, arXiv:1812.01187, section 3.1).
+    """
+    trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    matrices = [p for _, p in trained if p.ndim > 1]
+    vectors = [p for _, p in trained if p.ndim <= 1]
+    optimizers: list[torch.optim.Optimizer]
+    if settings.name == "muon":
+        filters = [p for _, p in trained if p.ndim == 4]
+        head = [p for _, p in trained if p.ndim in {2, 3}]
+        # SGD multiplies its decay by the rate. Divided by it here, `weight_decay` is what a step at the full rate takes
+        # away, from the head and the biases alike, as the method's author has it.
+        groups = [
+            {"params": parameters, "lr": lr, "weight_decay": settings.weight_decay / lr}
+            for parameters, lr in (
+                (head, settings.head_learning_rate),
+                (vectors, settings.bias_learning_rate),
+            )
+        ]
+        optimizers = [
+            torch.optim.SGD(groups, momentum=0.85, nesterov=True),
+            FilterMuon(filters, settings.learning_rate, settings.momentum),
+        ]
+    else:
+        groups = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        if settings.name == "sgd":
+            sgd = torch.optim.SGD(
+                groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=settings.momentum > 0
+            )
+            optimizers = [sgd]
+        else:
+            optimizers = [torch.optim.AdamW(groups, lr=settings.learning_rate)]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def rate(schedule: Schedule, done: float) -> float:
+    """Share of the full learning rate after the share `done` (0 to 1) of all steps."""
+    if done < schedule.warmup:
+        return done / schedule.warmup
+    left = (1 - done) / (1 - schedule.warmup)
+    shapes: dict[str, Callable[[float], float]] = {
+        "constant": lambda _: 1.0,
+        "linear": lambda left: left,
+        "cosine": lambda left: (1 - math.cos(math.pi * left)) / 2,
+    }
+    return shapes[schedule.shape](left)

@@ -1,0 +1,97 @@
+"""One picture: encoded bytes to pixels. Training and serving share this code, so they cannot disagree."""
+
+import io
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from training.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
+
+# JPEG includes MPO, which is a JPEG with a second picture behind it, as many phones write it; the first one is read.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"})
+MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
+    {"JPEG": "image/jpeg", "PNG": "image/png", "WebP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
+)
+DEFAULT_MAX_PIXELS = 50_000_000
+
+# Pillow's own guard has a fixed number and warns before it raises; `open_picture` brings its own.
+Image.MAX_IMAGE_PIXELS = None
+
+Pixels = NDArray[np.uint8]
+
+
+def open_picture(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
+    """Read a picture's header; no pixel is decoded yet.
+
+    Raises:
+        UnsupportedImageError: the bytes are in none of `FORMATS`.
+        ImageTooLargeError: width times height is above `max_pixels`.
+        CorruptImageError: the header is damaged.
+    """
+    if not data:
+        raise UnsupportedImageError("The file is empty. Send a JPEG, PNG, WebP, GIF or BMP picture.")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnsupportedImageError(
+            "The file is not a picture that can be read. Send a JPEG, PNG, WebP, GIF or BMP picture."
+        ) from None
+    except Exception as error:
+        raise _corrupt(error) from error
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise ImageTooLargeError(
+            f"The picture has {width} x {height} pixels; at most {max_pixels:,} are read. Scale it down."
+        )
+    return picture
+
+
+def decode(data: bytes, size: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:
+    """Decode a picture into the pixels that a network sees.
+
+    The EXIF orientation is applied, transparency is laid over white, 16-bit channels are scaled to 8 bits, an
+    animation gives its first frame, and the whole picture is resized (antialiased, bilinear) to a square
+    without cropping.
+
+    Args:
+        data: the encoded picture.
+        size: side of the square, in pixels.
+        max_pixels: largest width times height that is decoded.
+
+    Returns:
+        RGB, uint8, shape [3, size, size], contiguous.
+
+    Raises:
+        ImageError: one of its kinds, see `open_picture`; `CorruptImageError` also when the data ends early.
+    """
+    picture = open_picture(data, max_pixels)
+    try:
+        picture.load()
+        rgb = to_rgb(ImageOps.exif_transpose(picture))
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others on damaged files
+        raise _corrupt(error) from error
+    if rgb.size != (size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(rgb, np.uint8).transpose(2, 0, 1))
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Convert any mode that Pillow decodes into 8-bit RGB, the way a viewer on a white page shows it."""
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    if picture.mode.startswith("I"):
+        wide = np.asarray(picture).astype(np.int64)
+        return Image.fromarray((wide.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        clear = picture.convert("RGBA")
+        page = Image.new("RGBA", clear.size, "white")
+        return Image.alpha_composite(page, clear).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _corrupt(error: Exception) -> CorruptImageError:
+    return CorruptImageError(f"The picture is damaged or cut short ({error}). Send it again, or save it anew.")

@@ -1,0 +1,154 @@
+"""Recipes: everything that a run does, in one validated, frozen record that is saved with what it made."""
+
+import tomllib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from training.errors import InputError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Network(_Section):
+    """Architecture by name, with its arguments, and the side of its square input in pixels."""
+
+    architecture: str
+    arguments: dict[str, Any] = {}
+    input_size: Annotated[int, Field(ge=16, le=512)] = 32
+
+
+class Augment(_Section):
+    """What each picture goes through before it is shown; sizes in pixels."""
+
+    flip: Literal["none", "alternating"] = "alternating"
+    crop_padding: Annotated[int, Field(ge=0)] = 4
+    cutout: Annotated[int, Field(ge=0)] = 0
+
+
+class Optimizer(_Section):
+    """Rates are for the mean loss of a batch; `learning_rate` is for all parameters, with muon for filters only."""
+
+    name: Literal["sgd", "adamw", "muon"] = "sgd"
+    learning_rate: PositiveFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+    head_learning_rate: PositiveFloat = 1.0
+    bias_learning_rate: PositiveFloat = 0.1
+
+
+class Schedule(_Section):
+    """How the rate runs: up over the share `warmup` of all steps, then down by `shape`.
+
+    A warm-up of 0.3 with cosine is the one-cycle policy (Smith & Topin 2017, arXiv:1708.07120).
+    """
+
+    shape: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class LowResolution(_Section):
+    """The first `fraction` of all steps sees pictures scaled to `size` pixels: less work at little loss."""
+
+    size: Annotated[int, Field(ge=16)]
+    fraction: Fraction
+
+
+class Recipe(_Section):
+    """One named run. `reached` says what was measured with it, where and in what time."""
+
+    description: str
+    reached: str = "not run"
+    epochs: PositiveInt
+    batch_size: Annotated[int, Field(ge=2)]
+    validation: PositiveInt = 2500
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    weights: Literal["float32", "float16"] = "float32"
+    network: Network
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    augment: Augment = Augment()
+    low_resolution: LowResolution | None = None
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        size = self.network.input_size
+        if self.augment.crop_padding >= size:
+            raise ValueError(f"augment.crop_padding has to be less than network.input_size, {size}")
+        if self.low_resolution and self.low_resolution.size >= size:
+            raise ValueError(f"low_resolution.size has to be less than network.input_size, {size}")
+        return self
+
+
+def names() -> Sequence[str]:
+    """The recipes that come with the package."""
+    return sorted(file.name.removesuffix(".toml") for file in files("training").joinpath("recipes").iterdir())
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and change single values of it.
+
+    Args:
+        name: one of `names()`, or the path of a TOML file.
+        overrides: `key=value`, the key dotted for a section (`optimizer.learning_rate=0.1`), the value as in
+            TOML.
+
+    Raises:
+        InputError: no such recipe, or keys or values that do not fit, each named.
+    """
+    text = _text(name)
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"The recipe {name} is not valid TOML: {error}") from error
+    for override in overrides:
+        _override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors()]
+        raise InputError(*(f"Recipe {name}: {problem}" for problem in problems)) from error
+
+
+def _text(name: str) -> str:
+    if name.endswith(".toml"):
+        try:
+            return Path(name).read_text()
+        except OSError as error:
+            raise InputError(f"The recipe {name} cannot be read: {error}") from error
+    if name not in names():
+        raise InputError(f"There is no recipe {name!r}. Use one of {', '.join(names())}, or the path of a .toml file.")
+    return files("training").joinpath("recipes", f"{name}.toml").read_text()
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise InputError(f"--set {override!r} is not of the form key=value.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise InputError(f"--set {override!r}: {section!r} is a value, not a section.")
+    values[last] = value

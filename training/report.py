@@ -1,0 +1,105 @@
+"""What a person looks at: curves, the confusion matrix, and the model card."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from training.artifact import Manifest
+from training.loop import Epoch
+from training.progress import clock
+
+
+def write_curves(history: Sequence[Epoch], path: Path) -> None:
+    """Draw loss and accuracy of both splits over the epochs."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    epochs = [epoch.epoch for epoch in history]
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [epoch.loss for epoch in history], label="training")
+    left.plot(epochs, [epoch.val_loss for epoch in history], label="validation")
+    left.set(xlabel="epoch", ylabel="loss")
+    right.plot(epochs, [100 * epoch.accuracy for epoch in history], label="training")
+    right.plot(epochs, [100 * epoch.val_accuracy for epoch in history], label="validation")
+    right.set(xlabel="epoch", ylabel="accuracy in %")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def write_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
+    """Draw which class was taken for which; the numbers are left out where they could not be read."""
+    size = min(12.0, 3 + 0.5 * len(classes))
+    figure = Figure(figsize=(size, size), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="answer", ylabel="truth")
+    axes.set_xticks(range(len(classes)), classes, rotation=90)
+    axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 20:
+        for row, counts in enumerate(matrix):
+            for column, count in enumerate(counts):
+                colour = "white" if shares[row][column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def write_card(manifest: Manifest, path: Path) -> None:
+    """Write the model card (Mitchell et al. 2019, arXiv:1810.03993) as Markdown."""
+    test = manifest.metrics["test"]
+    low, high = test["accuracy_interval_95"]
+    data = manifest.data
+    counts = ", ".join(f"{count:,} {split}" for split, count in data.counts.items())
+    made = (
+        f" The {' and '.join(data.made_splits)} split was cut from the training pictures." if data.made_splits else ""
+    )
+    rows = "\n".join(
+        f"| {name} | {row['precision']:.1%} | {row['recall']:.1%} | {row['f1']:.1%} | {row['count']:,} |"
+        for name, row in test["per_class"].items()
+    )
+    size = manifest.input_size
+    accuracy = f"{test['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"
+    calibration = (
+        f"{test['calibration_error']:.2%} with temperature {manifest.temperature:.3f}, "
+        f"{test['calibration_error_before']:.2%} without"
+    )
+    training = (
+        f"{manifest.recipe['epochs']} epochs in {clock(manifest.training_seconds)} on {manifest.machine}, "
+        f"{manifest.precision}"
+    )
+    libraries = ", ".join(f"{name} {number}" for name, number in manifest.libraries.items())
+    path.write_text(f"""# {manifest.name}, version {manifest.version}
+
+Tells {len(manifest.classes)} classes apart: {", ".join(manifest.classes)}.
+
+| | |
+| --- | --- |
+| test accuracy | {accuracy}, one view a picture, {test["count"]:,} pictures |
+| macro F1 | {test["macro_f1"]:.2%} |
+| calibration error | {calibration} |
+| network | `{manifest.architecture}` {manifest.arguments}, input {size} x {size} |
+| training | {training} |
+| data | {counts}; SHA-256 `{data.sha256}`.{made} |
+| seed | {manifest.seed} |
+| libraries | {libraries} |
+
+Made by:
+
+    {manifest.command}
+
+Each class on the test split:
+
+| class | precision | recall | F1 | pictures |
+| --- | --- | --- | --- | --- |
+{rows}
+
+![curves](curves.png)
+![confusion](confusion.png)
+
+The answer is always one of these classes, also for a picture of something else: look at the probability. The figures
+hold for pictures like those it was trained on.
+""")

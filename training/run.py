@@ -1,0 +1,267 @@
+"""A whole run, from a source to a finished artifact. The command line and the service's worker both call this."""
+
+import logging
+import platform
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as library_version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from training import artifact, data, evaluate, export, loop, report, resnet
+from training.artifact import Aliases, DataRecord, Manifest
+from training.checkpoint import Checkpoint
+from training.errors import ArtifactError, InputError, TrainingError
+from training.loop import Epoch, Normalisation, Sink
+from training.machine import choose_device, describe
+from training.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+# The script and the eager network do the same float32 arithmetic, in a different order at most.
+_SCRIPT_TOLERANCE = 1e-3
+_LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "safetensors")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is asked to do; `source` as on the command line, `device` one of auto, cpu, cuda."""
+
+    recipe: Recipe
+    source: str
+    name: str
+    models: Path
+    seed: int = 0
+    device: str = "auto"
+    command: Sequence[str] = ()
+
+
+def runs_folder(models: Path, name: str) -> Path:
+    """Where the checkpoint and the log of a model's unfinished run lie."""
+    return models / ".runs" / name
+
+
+def train(job: Job, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifest:
+    """Train a network as the recipe says and write it as the model's next version.
+
+    The first version of a model goes into production; later ones wait to be promoted.
+
+    Raises:
+        InputError: the arguments or the data are wrong.
+        TrainingError: the run failed. Its last checkpoint is kept for `resume`.
+    """
+    artifact.check_name(job.name)
+    device = choose_device(job.device)
+    recipe = job.recipe
+    dataset = data.load(job.source, recipe.network.input_size)
+    parts = data.partition(dataset, recipe.validation, job.seed)
+    if len(parts.train) < recipe.batch_size:
+        recipe = recipe.model_copy(update={"batch_size": max(2, len(parts.train) // 4)})
+        log.warning("batch_size lowered to %d: there are %d training pictures", recipe.batch_size, len(parts.train))
+    torch.manual_seed(job.seed)
+    network = resnet.build(recipe.network.architecture, len(dataset.classes), recipe.network.arguments)
+    normalise = Normalisation.of(parts.train.images)
+    run = {
+        "recipe": recipe.model_dump(mode="json", exclude={"description", "reached"}),
+        "data": dataset.sha256,
+        "seed": job.seed,
+    }
+    checkpoint = Checkpoint(runs_folder(job.models, job.name) / "checkpoint.pt", run, resume)
+    try:
+        history = loop.train(
+            network,
+            parts,
+            recipe,
+            seed=job.seed,
+            device=device,
+            normalise=normalise,
+            sinks=sinks,
+            checkpoint=checkpoint,
+        )
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"Memory ran out on {device}. Lower batch_size, now {recipe.batch_size}.") from error
+    manifest = _write(job, recipe, dataset, parts, network.cpu(), normalise, history, device)
+    checkpoint.path.unlink()
+    return manifest
+
+
+def _write(
+    job: Job,
+    recipe: Recipe,
+    dataset: data.Dataset,
+    parts: data.Partition,
+    network: nn.Module,
+    normalise: Normalisation,
+    history: list[Epoch],
+    device: torch.device,
+) -> Manifest:
+    weights = _stored(network, recipe.weights)
+    network.load_state_dict(weights)  # from here on the network is what the file holds, rounding included
+    network.eval()
+    cpu = torch.device("cpu")
+    held_out = evaluate.logits(network, normalise, parts.validation.images, cpu)
+    temperature = evaluate.fit_temperature(held_out, parts.validation.labels)
+    with artifact.new_version(job.models, job.name) as folder:
+        save_file(weights, folder / artifact.WEIGHTS)
+        export.save_script(
+            export.Served(network, normalise, temperature),
+            recipe.network.input_size,
+            folder / artifact.SCRIPT,
+        )
+        script = export.load_script(folder / artifact.SCRIPT, cpu)
+        check_agreement(script, parts.validation.images, held_out / temperature)
+        manifest = Manifest(
+            name=job.name,
+            version=artifact.next_version(job.models, job.name),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=shlex.join(job.command),
+            architecture=recipe.network.architecture,
+            arguments=recipe.network.arguments,
+            classes=dataset.classes,
+            input_size=recipe.network.input_size,
+            mean=normalise.mean,
+            std=normalise.std,
+            temperature=temperature,
+            metrics=_metrics(script, parts, dataset.classes, temperature),
+            data=DataRecord(
+                sha256=dataset.sha256,
+                counts={
+                    "train": len(parts.train),
+                    "validation": len(parts.validation),
+                    "test": len(parts.test),
+                },
+                made_splits=parts.made,
+                seed=job.seed,
+            ),
+            recipe=recipe.model_dump(mode="json"),
+            seed=job.seed,
+            libraries={"python": platform.python_version()} | {name: library_version(name) for name in _LIBRARIES},
+            training_seconds=history[-1].seconds,
+            machine=describe(device),
+            precision=str(loop.autocast_dtype(recipe, device)).removeprefix("torch."),
+            files={},
+        )
+        manifest = _write_report(folder, manifest, history)
+    if artifact.read_aliases(job.models, job.name).production is None:
+        artifact.write_aliases(job.models, job.name, Aliases(production=manifest.version, history=(manifest.version,)))
+    return manifest
+
+
+def _write_report(folder: Path, manifest: Manifest, history: Sequence[Epoch]) -> Manifest:
+    pictures = folder / "report"
+    pictures.mkdir()
+    report.write_curves(history, pictures / "curves.png")
+    report.write_confusion(manifest.metrics["test"]["confusion"], manifest.classes, pictures / "confusion.png")
+    report.write_card(manifest, pictures / "card.md")
+    manifest = manifest.model_copy(update={"files": artifact.record_files(folder)})
+    artifact.write_manifest(folder, manifest)
+    return manifest
+
+
+def _stored(network: nn.Module, format_: str) -> dict[str, Tensor]:
+    """The weights as they are written. Vectors stay float32: they are small, and norm statistics need the range."""
+    half = format_ == "float16"
+    return {
+        name: (value.half() if half and value.ndim > 1 else value).contiguous().clone()
+        for name, value in network.state_dict().items()
+    }
+
+
+def check_agreement(script: Callable[[Tensor], Tensor], images: Tensor, expected: Tensor) -> None:
+    """Score pictures through an exported file and compare with the network that it came from.
+
+    Args:
+        script: takes uint8 [N, 3, H, W].
+        images: uint8 [N, 3, H, W].
+        expected: calibrated logits float [N, classes] of the eager network.
+
+    Raises:
+        ArtifactError: any answer differs, or any logit by more than the tolerance.
+    """
+    got = evaluate.logits(script, lambda batch: batch, images, torch.device("cpu"))
+    distance = float((got - expected).abs().max())
+    different = int((got.argmax(1) != expected.argmax(1)).sum())
+    if not distance <= _SCRIPT_TOLERANCE or different:
+        raise ArtifactError(
+            f"The exported file disagrees with the network it came from: {different} other answers, logits up to "
+            f"{distance:.2g} apart. Nothing was written; this is a defect of the exporter or of torch."
+        )
+
+
+def _metrics(
+    script: Callable[[Tensor], Tensor], parts: data.Partition, classes: Sequence[str], temperature: float
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, split in (("validation", parts.validation), ("test", parts.test)):
+        out = evaluate.logits(script, lambda batch: batch, split.images, torch.device("cpu"))
+        found[name] = evaluate.metrics(out, split.labels, classes) | {
+            "calibration_error_before": evaluate.calibration_error(out * temperature, split.labels)
+        }
+    return found
+
+
+def score(models: Path, model: str, source: str, split: str) -> dict[str, Any]:
+    """Evaluate an artifact's exported file on a split of a source.
+
+    A source that the model was trained on is split as it was then. Any other source without splits is scored whole.
+
+    Args:
+        model: `name`, meaning the version in production, or `name@version`.
+        split: train, validation or test.
+
+    Returns:
+        The metrics, with `model`, `version`, `split` and `data_sha256`.
+
+    Raises:
+        InputError: no such model or split, or classes that the model does not know.
+        ArtifactError: the artifact does not verify.
+    """
+    name, version = resolve(models, model)
+    folder = artifact.folder(models, name, version)
+    manifest = artifact.verify(folder)
+    dataset = data.load(source, manifest.input_size)
+    unknown = [label for label in dataset.classes if label not in manifest.classes]
+    if unknown:
+        raise InputError(f"{model} does not know the classes {unknown}; it knows {list(manifest.classes)}.")
+    chosen = _choose_split(dataset, manifest, split)
+    place = torch.tensor([manifest.classes.index(label) for label in dataset.classes])
+    script = export.load_script(folder / artifact.SCRIPT, torch.device("cpu"))
+    out = evaluate.logits(script, lambda batch: batch, chosen.images, torch.device("cpu"))
+    about = {"model": name, "version": version, "split": split, "data_sha256": dataset.sha256}
+    return about | evaluate.metrics(out, place[chosen.labels], manifest.classes)
+
+
+def _choose_split(dataset: data.Dataset, manifest: Manifest, split: str) -> data.Split:
+    if dataset.sha256 == manifest.data.sha256:
+        parts = data.partition(dataset, manifest.recipe["validation"], manifest.data.seed)
+        return {"train": parts.train, "validation": parts.validation, "test": parts.test}[split]
+    if split in dataset.splits:
+        return dataset.splits[split]
+    if list(dataset.splits) == ["train"]:
+        log.warning("this source has no splits and the model was not trained on it: all of it is scored")
+        return dataset.splits["train"]
+    raise InputError(f"The source has no {split} split, only {', '.join(dataset.splits)}. Choose one with --split.")
+
+
+def resolve(models: Path, model: str) -> tuple[str, int]:
+    """Name and version that `name` or `name@version` stands for.
+
+    Raises:
+        InputError: there is no such model or version.
+    """
+    name, _, number = model.partition("@")
+    known = artifact.versions(models, artifact.check_name(name))
+    if not known:
+        raise InputError(
+            f"There is no model {name!r} in {models}. There are: {', '.join(artifact.names(models)) or 'none'}."
+        )
+    version = int(number) if number.isdecimal() else artifact.read_aliases(models, name).production
+    if version is None or version not in known or (number and not number.isdecimal()):
+        raise InputError(f"Model {name!r} has no version {number or 'in production'}; it has {known}.")
+    return name, version
