@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
+from training.digest import file_sha256
 from training.errors import ArtifactError, InputError
-from training.source import file_sha256
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"

@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -60,11 +59,12 @@ def train(
     artifact.check_name(name)
     log_file = run.runs_folder(models, name) / "log.jsonl"
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        log_file.unlink(missing_ok=True)
-    with ExitStack() as stack:
-        bar = stack.enter_context(Bar(chosen.epochs))
-        manifest = run.train(job, [bar, JsonLines(log_file)], resume)
+    log_file.unlink(missing_ok=True)
+    try:
+        with Bar(chosen.epochs) as bar:
+            manifest = run.train(job, [JsonLines(log_file), bar], resume)
+    except KeyboardInterrupt as error:
+        raise TrainingError("Interrupted. Finished epochs are kept: the same command with --resume goes on.") from error
     test = manifest.metrics["test"]
     low, high = test["accuracy_interval_95"]
     Console().print(
@@ -123,9 +123,6 @@ def main() -> None:
     except TrainingError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. Every finished epoch is kept: the same command with --resume goes on.", err=True)
-        sys.exit(1)
 
 
 def _prepare() -> None:

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -26,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _CACHE_VERSION = 1  # part of the cache key: raise it whenever decoding or clustering changes
 _DECODED_AT_ONCE = 256
+_BYTES_AT_ONCE = 64 << 20  # of encoded pictures, so that large photos do not fill the memory
+_FOLDERS = {"test": "test", "validation": "val"}
 TEST_SHARE = 0.2  # of a source that comes without a split
 
 
@@ -99,7 +100,7 @@ def load(name: str, size: int) -> Dataset:
     if cached.exists():
         try:
             return _read_cache(cached)
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             log.warning("decoding %s again: its cached copy %s cannot be read (%s)", name, cached, error)
     dataset = _decode_source(path, digest, size)
     try:
@@ -115,6 +116,9 @@ def partition(dataset: Dataset, validation: int, seed: int) -> Partition:
     Args:
         validation: pictures to hold out of the training split, at most a fifth of it.
         seed: the same seed gives the same splits.
+
+    Raises:
+        InputError: there are too few different pictures to hold any out.
     """
     splits, made = dict(dataset.splits), []
     if "test" not in splits and "validation" in splits:
@@ -123,6 +127,11 @@ def partition(dataset: Dataset, validation: int, seed: int) -> Partition:
         if name not in splits:
             train = splits["train"]
             mask = held_out(train.labels, train.clusters, min(count, len(train) // 5), seed)
+            if not mask.any():
+                raise InputError(
+                    f"No {name} split can be cut from {len(train)} training pictures: they are too few or nearly "
+                    f"the same. Add pictures, or a {_FOLDERS[name]}/ folder."
+                )
             splits[name], splits["train"] = train.subset(mask), train.subset(~mask)
             made.append(name)
     return Partition(splits["train"], splits["validation"], splits["test"], tuple(made))
@@ -161,10 +170,22 @@ def _decoded(entries: Iterable[source.Entry], size: int) -> Iterator[tuple[sourc
         except ImageError as error:
             return error
 
-    entries = iter(entries)
     with ThreadPoolExecutor(processors()) as pool:
-        while chunk := list(islice(entries, _DECODED_AT_ONCE)):
+        for chunk in _chunks(entries):
             yield from zip(chunk, pool.map(attempt, chunk), strict=True)
+
+
+def _chunks(entries: Iterable[source.Entry]) -> Iterator[list[source.Entry]]:
+    chunk: list[source.Entry] = []
+    held = 0
+    for entry in entries:
+        chunk.append(entry)
+        held += len(entry.data or b"")
+        if len(chunk) == _DECODED_AT_ONCE or held >= _BYTES_AT_ONCE:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
 
 
 def _assemble(pixels: dict[PurePosixPath, Pixels], findings: preflight.Findings, digest: str) -> Dataset:

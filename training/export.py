@@ -1,5 +1,6 @@
 """The exporter: a trained network as one file that runs alone. Every use of `torch.jit` is here."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from training.errors import ArtifactError
-from training.loop import Normalisation
+from training.normalisation import Normalisation
 
 
 class Served(nn.Module):
@@ -34,10 +35,13 @@ def save_script(served: Served, size: int, path: Path) -> None:
     served = served.cpu().eval()
     with torch.inference_mode(), warnings.catch_warnings():
         # TorchScript is deprecated, and served all the same because users ask for it.
-        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.*")
         example = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
         script = torch.jit.trace(served, example, check_trace=False)
-        script.save(str(path))
+        # Through memory, so that a full disk is an OSError like everywhere else, not one of torch's own.
+        whole = io.BytesIO()
+        torch.jit.save(script, whole)
+    path.write_bytes(whole.getvalue())
 
 
 def load_script(path: Path, device: torch.device) -> torch.jit.ScriptModule:
@@ -48,7 +52,7 @@ def load_script(path: Path, device: torch.device) -> torch.jit.ScriptModule:
     """
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*torch.jit.*")
             return torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-any-return]
     except RuntimeError as error:
         raise ArtifactError(

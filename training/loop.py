@@ -18,6 +18,7 @@ from training.checkpoint import Checkpoint
 from training.data import Partition, Split
 from training.errors import TrainingError
 from training.machine import fast_bfloat16
+from training.normalisation import Normalisation
 from training.optim import make_optimizers, rate
 from training.recipe import Augment, Recipe
 
@@ -58,31 +59,7 @@ class Sink(Protocol):
         """Called about once a second."""
 
     def epoch(self, epoch: Epoch) -> None:
-        """Called after every epoch, once its checkpoint is on disk."""
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """Per-channel mean and standard deviation of pixels scaled to 0..1, in RGB order."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    @classmethod
-    def of(cls, images: Tensor) -> "Normalisation":
-        """Measure pictures, uint8 [N, 3, H, W]."""
-        pixels = images.transpose(0, 1).flatten(1)
-        mean = torch.stack([channel.double().mean() for channel in pixels]) / 255
-        std = torch.stack([channel.double().std() for channel in pixels]) / 255
-        red, green, blue = mean.tolist()
-        spread = std.clamp(min=1e-3).tolist()
-        return cls((red, green, blue), (spread[0], spread[1], spread[2]))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Pictures uint8 [N, 3, H, W] to float32, the layout unchanged."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1)
-        return (images.float() / 255 - mean) / std
+        """Called after every epoch, once its checkpoint is on disk; a resumed run begins with those before it."""
 
 
 def train(
@@ -117,6 +94,9 @@ def train(
     history: list[Epoch] = []
     if checkpoint and checkpoint.resume:
         history = _restore(checkpoint.read(), network, optimizers)
+        for sink in sinks:
+            for earlier in history:
+                sink.epoch(earlier)
     parts = _Parts(network, optimizers, _on_device(data.train, device), recipe, normalise, precision, seed)
     log.info("training %d epochs of %d pictures in %s on %s", recipe.epochs, len(data.train), precision, device)
     for epoch in range(len(history), recipe.epochs):

@@ -25,13 +25,13 @@ def processors() -> int:
     return allowed if quota == math.inf else max(1, min(allowed, math.ceil(quota)))
 
 
-def _cgroup_quota() -> float:
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path(root, "cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
-            quota = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text()
-            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()
+            quota = Path(root, "cpu", "cpu.cfs_quota_us").read_text()
+            period = Path(root, "cpu", "cpu.cfs_period_us").read_text()
         except OSError:
             return math.inf
     return math.inf if quota.strip() in {"max", "-1"} else int(quota) / int(period)

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from training.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
 
@@ -16,10 +16,24 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif
 MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
     {"JPEG": "image/jpeg", "PNG": "image/png", "WebP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
 )
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")  # of JPEG, PNG and GIF
 DEFAULT_MAX_PIXELS = 50_000_000
 
-# Pillow's own guard has a fixed number and warns before it raises; `open_picture` brings its own.
+# Pillow's own guard has a fixed limit and warns before it raises; `open_picture` applies the limit it is given.
 Image.MAX_IMAGE_PIXELS = None
+
+# What turns a picture upright, by its EXIF orientation; 1 is upright already.
+_TURNS: Mapping[int, Image.Transpose] = MappingProxyType(
+    {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+)
 
 Pixels = NDArray[np.uint8]
 
@@ -34,19 +48,18 @@ def open_picture(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Ima
     """
     if not data:
         raise UnsupportedImageError("The file is empty. Send a JPEG, PNG, WebP, GIF or BMP picture.")
+    _check_size(*_webp_size(data), max_pixels)
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
+    except UnidentifiedImageError as error:
+        if data.startswith(_SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+            raise _corrupt("its header is incomplete") from error
         raise UnsupportedImageError(
             "The file is not a picture that can be read. Send a JPEG, PNG, WebP, GIF or BMP picture."
         ) from None
     except Exception as error:
         raise _corrupt(error) from error
-    width, height = picture.size
-    if width * height > max_pixels:
-        raise ImageTooLargeError(
-            f"The picture has {width} x {height} pixels; at most {max_pixels:,} are read. Scale it down."
-        )
+    _check_size(*picture.size, max_pixels)
     return picture
 
 
@@ -71,7 +84,7 @@ def decode(data: bytes, size: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixe
     picture = open_picture(data, max_pixels)
     try:
         picture.load()
-        rgb = to_rgb(ImageOps.exif_transpose(picture))
+        rgb = to_rgb(_upright(picture))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others on damaged files
         raise _corrupt(error) from error
     if rgb.size != (size, size):
@@ -93,5 +106,37 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _corrupt(error: Exception) -> CorruptImageError:
-    return CorruptImageError(f"The picture is damaged or cut short ({error}). Send it again, or save it anew.")
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged EXIF block does not make the pixels unreadable
+        return picture
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height in a WebP header, 0 and 0 in any other; WebP container specification, RFC 9649.
+
+    Pillow allocates a WebP's whole canvas when it opens the file: up to 2 GB for a file of 34 bytes.
+    """
+    kind = data[12:16] if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else b""
+    if kind == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        bits = int.from_bytes(data[26:30], "little")
+        return bits & 0x3FFF, bits >> 16 & 0x3FFF
+    return 0, 0
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageTooLargeError(
+            f"The picture has {width} x {height} pixels; at most {max_pixels:,} are read. Scale it down."
+        )
+
+
+def _corrupt(reason: object) -> CorruptImageError:
+    return CorruptImageError(f"The picture is damaged or cut short ({reason}). Send it again, or save it anew.")

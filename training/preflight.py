@@ -1,8 +1,9 @@
 """Looks a data source over before training: the class and split of each picture, and all that is wrong."""
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -17,8 +18,8 @@ SPLITS: Mapping[str, str] = {
     "valid": "validation",
     "validation": "validation",
 }
-MIN_PER_CLASS = 2  # one to train on and one to validate on
 SMALL_CLASS = 20
+_HELD_OUT = ("test", "validation")
 _NAMED = 10  # so many files are named one by one in a message; the others are counted
 
 
@@ -52,9 +53,13 @@ def is_picture_name(path: PurePosixPath) -> bool:
     return path.suffix.lower() in EXTENSIONS
 
 
-def natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts `img2` before `img10`."""
-    return [(int(part), "") if part.isdigit() else (-1, part.casefold()) for part in re.split(r"(\d+)", name)]
+def natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sort key that puts `img2` before `img10`, and names that read the same in a fixed order."""
+    parts = re.split(r"([0-9]+)", name)  # text and digits in turn
+    digits = (part.lstrip("0") for part in parts[1::2])
+    key = [(0, part.casefold()) for part in parts]
+    key[1::2] = [(len(number), number) for number in digits]
+    return key, name
 
 
 def inspect(
@@ -86,77 +91,110 @@ def inspect(
             "like cat/1.jpg."
         )
         return findings
-    depth = _wrapping(every, folders)
-    _place(findings, pictures, depth)
-    _check_classes(findings, [PurePosixPath(*f.parts[depth:]) for f in folders if len(f.parts) > depth])
+    layout = _Layout.of(every, folders)
+    # A damaged picture counts where it lies: its class is neither empty nor missing once the picture is mended.
+    places = {path: place for path in every if (place := layout.place(path))}
+    findings.places = {path: place for path, place in places.items() if path not in damaged}
+    stray = [path for path in every if path not in places]
+    if stray:
+        findings.warnings.append(f"{len(stray)} pictures lie in no class folder and are left out: {_some(stray)}")
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for place in places.values():
+        counts[place.split][place.label] += 1
+    findings.classes = tuple(sorted(counts["train"], key=natural))
+    _check_empty(findings, {layout.class_name(folder) for folder in folders}, counts)
+    _check_counts(findings, counts)
+    _check_names(findings, counts)
     return findings
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a source's folders are read: `depth` folders wrap all of it; below them lie splits, or classes at once."""
+
+    depth: int
+    with_splits: bool
+
+    @classmethod
+    def of(cls, pictures: Sequence[PurePosixPath], folders: Sequence[PurePosixPath]) -> "_Layout":
+        depth = _wrapping(pictures, folders)
+        tops = {path.parts[depth].casefold() for path in pictures if len(path.parts) > depth + 1}
+        known = {SPLITS[top] for top in tops if top in SPLITS}
+        in_classes = {SPLITS.get(path.parts[depth].casefold()) for path in pictures if len(path.parts) > depth + 2}
+        if tops <= SPLITS.keys():
+            return cls(depth, "train" in known or len(known) > 1)
+        # Folders beside the splits hold something else; without a second split, `train` is a class like `plane`.
+        return cls(depth, "train" in known & in_classes and len(known) > 1)
+
+    def place(self, path: PurePosixPath) -> Place | None:
+        """The place of a picture; None if it lies in no class folder."""
+        parts = path.parts[self.depth : -1]
+        if not self.with_splits:
+            return Place("train", _label(parts[0])) if parts else None
+        split = SPLITS.get(parts[0].casefold()) if len(parts) > 1 else None
+        return Place(split, _label(parts[1])) if split else None
+
+    def class_name(self, folder: PurePosixPath) -> str | None:
+        """The class that a folder stands for; None if it is a split, a wrapping, or lies inside a class."""
+        parts = folder.parts[self.depth :]
+        if len(parts) != (2 if self.with_splits else 1):
+            return None
+        if self.with_splits and parts[0].casefold() not in SPLITS:
+            return None
+        return _label(parts[-1])
 
 
 def _wrapping(pictures: Sequence[PurePosixPath], folders: Sequence[PurePosixPath]) -> int:
     """Number of leading folders that everything lies in, leaving the class folders in place."""
     depth = 0
-    every = [*pictures, *folders]
-    while (
-        len({path.parts[depth] for path in every if len(path.parts) > depth}) == 1
-        and min(len(path.parts) for path in pictures) > depth + 2
-    ):
+    while len({path.parts[depth] for path in [*pictures, *folders] if len(path.parts) > depth}) == 1:
+        inner = {path.parts[depth + 1] for path in pictures if len(path.parts) > depth + 2}
+        stray = any(len(path.parts) == depth + 2 for path in pictures)
+        # A lone picture beside several class folders does not make the folder around them a class.
+        if not inner or (stray and len(inner) == 1):
+            break
         depth += 1
     return depth
 
 
-def _place(findings: Findings, pictures: Sequence[PurePosixPath], depth: int) -> None:
-    tops = {path.parts[depth].casefold() for path in pictures if len(path.parts) > depth + 1}
-    with_splits = any(SPLITS.get(top) == "train" for top in tops) and all(top in SPLITS for top in tops)
-    stray = []
-    for path in pictures:
-        parts = path.parts[depth:]
-        if len(parts) < (3 if with_splits else 2):
-            stray.append(path)
-        elif with_splits:
-            findings.places[path] = Place(SPLITS[parts[0].casefold()], parts[1])
-        else:
-            findings.places[path] = Place("train", parts[0])
-    if stray:
-        findings.warnings.append(f"{len(stray)} pictures lie in no class folder and are left out: {_some(stray)}")
+def _label(folder: str) -> str:
+    """A class's name, the same whether the folder was made on a system that stores accents composed or apart."""
+    return unicodedata.normalize("NFC", folder)
 
 
-def _check_classes(findings: Findings, folders: Iterable[PurePosixPath]) -> None:
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for place in findings.places.values():
-        counts[place.split][place.label] += 1
+def _check_empty(findings: Findings, folders: set[str | None], counts: Mapping[str, Counter[str]]) -> None:
+    filled = {name for split in counts.values() for name in split}
+    for name in sorted(folders - filled - {None}, key=lambda name: natural(name or "")):
+        findings.errors.append(f"Class {name!r} is empty. Put pictures into it, or remove it.")
+
+
+def _check_counts(findings: Findings, counts: Mapping[str, Counter[str]]) -> None:
     train = counts["train"]
-    findings.classes = tuple(sorted(train, key=natural))
-    labelled = set(train) | set(counts["test"]) | set(counts["validation"])
-    findings.errors += [
-        f"Class {name!r} is empty. Put pictures into it, or remove it."
-        for name in sorted(_class_folders(folders, len(counts) > 1) - labelled, key=natural)
-    ]
     if len(train) < 2:
-        found = f"only one class, {findings.classes[0]!r}" if train else "no class at all"
+        found = f"only one class, {findings.classes[0]!r}" if train else "no class at all to train on"
         findings.errors.append(f"There is {found}. A classifier needs pictures of two classes or more.")
+    # One picture to train on, and one for each split that has to be cut from the training pictures.
+    least = 1 + sum(not counts[split] for split in _HELD_OUT)
     for name in findings.classes:
-        if train[name] < MIN_PER_CLASS:
-            findings.errors.append(f"Class {name!r} has {train[name]} picture; it needs {MIN_PER_CLASS} or more.")
+        if train[name] < least:
+            pictures = "picture" if train[name] == 1 else "pictures"
+            findings.errors.append(f"Class {name!r} has {train[name]} {pictures}; it needs {least} or more.")
         elif train[name] < SMALL_CLASS:
             findings.warnings.append(
                 f"Class {name!r} has only {train[name]} pictures; {SMALL_CLASS} or more work better."
             )
-    _check_names(findings, counts)
-
-
-def _class_folders(folders: Iterable[PurePosixPath], with_splits: bool) -> set[str]:
-    level = 2 if with_splits else 1
-    return {folder.parts[level - 1] for folder in folders if len(folder.parts) == level}
 
 
 def _check_names(findings: Findings, counts: Mapping[str, Counter[str]]) -> None:
     folded: dict[str, list[str]] = defaultdict(list)
     for name in findings.classes:
         folded[name.casefold().strip()].append(name)
+        if any(unicodedata.category(character) in {"Cc", "Cs"} for character in name):
+            findings.errors.append(f"Class {name!r} has control characters or broken letters in its name. Rename it.")
     for names in folded.values():
         if len(names) > 1:
             findings.errors.append(f"The class names {names} differ only in case or spaces. Merge them or rename one.")
-    for split in ("test", "validation"):
+    for split in _HELD_OUT:
         for name in sorted(set(counts[split]) - set(findings.classes), key=natural):
             findings.errors.append(f"Class {name!r} is in the {split} split but not in train.")
         missing = [name for name in findings.classes if name not in counts[split]]

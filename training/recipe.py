@@ -23,7 +23,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Network(_Section):
@@ -99,7 +99,8 @@ class Recipe(_Section):
 
 def names() -> Sequence[str]:
     """The recipes that come with the package."""
-    return sorted(file.name.removesuffix(".toml") for file in files("training").joinpath("recipes").iterdir())
+    found = (file.name for file in files("training").joinpath("recipes").iterdir())
+    return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml"))
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -130,12 +131,12 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def _text(name: str) -> str:
     if name.endswith(".toml"):
         try:
-            return Path(name).read_text()
-        except OSError as error:
+            return Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The recipe {name} cannot be read: {error}") from error
     if name not in names():
         raise InputError(f"There is no recipe {name!r}. Use one of {', '.join(names())}, or the path of a .toml file.")
-    return files("training").joinpath("recipes", f"{name}.toml").read_text()
+    return files("training").joinpath("recipes", f"{name}.toml").read_text(encoding="utf-8")
 
 
 def _override(values: dict[str, Any], override: str) -> None:

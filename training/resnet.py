@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from pydantic import validate_call
+from pydantic import PositiveInt, ValidationError, validate_call
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -153,17 +153,17 @@ class FastResNet(nn.Module):
 
 
 @validate_call
-def _fast(classes: int, widths: tuple[int, int, int] = (64, 256, 256)) -> nn.Module:
+def _fast(classes: int, widths: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 256, 256)) -> nn.Module:
     return FastResNet(classes, widths)
 
 
 @validate_call
-def _resnet18(classes: int, width: int = 64) -> nn.Module:
+def _resnet18(classes: int, width: PositiveInt = 64) -> nn.Module:
     return ResNet(classes, (2, 2, 2, 2), (width, 2 * width, 4 * width, 8 * width))
 
 
 @validate_call
-def _resnet20(classes: int, width: int = 16) -> nn.Module:
+def _resnet20(classes: int, width: PositiveInt = 16) -> nn.Module:
     return ResNet(classes, (3, 3, 3), (width, 2 * width, 4 * width), pad_shortcut=True)
 
 
@@ -182,5 +182,6 @@ def build(architecture: str, classes: int, arguments: Mapping[str, Any]) -> nn.M
         raise InputError(f"Unknown architecture {architecture!r}. Use one of {', '.join(ARCHITECTURES)}.")
     try:
         return ARCHITECTURES[architecture](classes, **arguments)
-    except ValueError as error:  # pydantic's, with each wrong argument named
-        raise InputError(f"Architecture {architecture!r} does not take {dict(arguments)}: {error}") from error
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InputError(*(f"Architecture {architecture!r}, argument {problem}" for problem in problems)) from error

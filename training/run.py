@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from training import artifact, data, evaluate, export, loop, report, resnet
 from training.artifact import Aliases, DataRecord, Manifest
 from training.checkpoint import Checkpoint
 from training.errors import ArtifactError, InputError, TrainingError
-from training.loop import Epoch, Normalisation, Sink
+from training.loop import Epoch, Sink
 from training.machine import choose_device, describe
+from training.normalisation import Normalisation
 from training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def _write(
     held_out = evaluate.logits(network, normalise, parts.validation.images, cpu)
     temperature = evaluate.fit_temperature(held_out, parts.validation.labels)
     with artifact.new_version(job.models, job.name) as folder:
-        save_file(weights, folder / artifact.WEIGHTS)
+        (folder / artifact.WEIGHTS).write_bytes(save(weights))
         export.save_script(
             export.Served(network, normalise, temperature),
             recipe.network.input_size,

@@ -2,30 +2,53 @@
 
 import hashlib
 import io
+import logging
+import lzma
 import os
 import pickle
+import posixpath
 import stat
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NoReturn, Self
 
 import numpy as np
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from training.digest import file_sha256
 from training.errors import InputError
+from training.picture import EXTENSIONS
+
+log = logging.getLogger(__name__)
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 JUNK = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MAX_FILE_BYTES = 100_000_000  # of one picture; a small archive can hold a file of any size
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 _CIFAR_FILES = {
     **{f"data_batch_{number}{ending}": "train" for number in range(1, 6) for ending in ("", ".bin")},
     **{f"test_batch{ending}": "test" for ending in ("", ".bin")},
 }
-_UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError)
+_UNREADABLE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +57,7 @@ class Entry:
 
     Attributes:
         path: place inside the source, with forward slashes.
-        data: the file's bytes; None for a folder.
+        data: the file's bytes, left empty where its name is not one of a picture; None for a folder.
     """
 
     path: PurePosixPath
@@ -49,10 +72,11 @@ def locate(source: str, cache: Path) -> Path:
     """
     if source == "cifar10" and not Path(source).exists():
         return _download_cifar10(cache)
-    path = Path(source).expanduser()
-    if not path.exists():
+    # Path's own methods raise where a name is too long or `~name` is nobody's.
+    path = Path(os.path.expanduser(source))  # noqa: PTH111
+    if not source or not os.path.exists(path):  # noqa: PTH110
         raise InputError(f"There is nothing at {source!r}. Name a folder, an archive, or cifar10.")
-    if path.is_file() and not path.name.lower().endswith(ARCHIVES):
+    if not path.is_dir() and not (path.is_file() and path.name.lower().endswith(ARCHIVES)):
         raise InputError(f"{source!r} is no archive that can be read. Use one of {', '.join(ARCHIVES)}, or a folder.")
     return path
 
@@ -70,19 +94,19 @@ def _download_cifar10(cache: Path) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Hash what a source holds: an archive's bytes, or every file of a folder with its place in it."""
-    if path.is_file():
-        return file_sha256(path)
-    whole = hashlib.sha256()
-    for file in _files_below(path):
-        whole.update(f"{file.relative_to(path).as_posix()}\0{file_sha256(file)}\n".encode())
-    return whole.hexdigest()
+    """Hash what a source holds: an archive's bytes, or a folder's files and folders with their places in it.
 
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of one file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    Raises:
+        InputError: a file or folder cannot be read.
+    """
+    with _explained(path):
+        if path.is_file():
+            return file_sha256(path)
+        whole = hashlib.sha256()
+        for place, real in _walk(path):
+            content = "" if real.is_dir() else file_sha256(real)
+            whole.update(os.fsencode(f"{place}\0{content}\n"))
+        return whole.hexdigest()
 
 
 def read(path: Path) -> Iterator[Entry]:
@@ -91,69 +115,123 @@ def read(path: Path) -> Iterator[Entry]:
     CIFAR-10's own batch files come out as the pictures inside them: `train/cat/00042.bmp`.
 
     Raises:
-        InputError: the archive is damaged, locked, or a pickled batch file is not the official one.
+        InputError: the source is damaged, locked, holds a file that is too large, or a pickled batch file that is
+            not the official one.
     """
-    for entry in _read_raw(path):
-        if any(part.startswith(".") or part in JUNK for part in entry.path.parts):
-            continue
-        if entry.data is not None and entry.path.name in _CIFAR_FILES:
-            yield from _cifar_pictures(entry.path, entry.data)
-        elif not entry.path.name.startswith("batches.meta"):
-            yield entry
+    with _explained(path):
+        for entry in _read_raw(path):
+            if not entry.path.parts or any(_is_litter(part) for part in entry.path.parts):
+                continue
+            if entry.data is not None and entry.path.name in _CIFAR_FILES:
+                yield from _cifar_pictures(entry.path, entry.data)
+            elif not entry.path.name.startswith("batches.meta"):
+                yield entry
 
 
 def _read_raw(path: Path) -> Iterator[Entry]:
     if path.is_dir():
-        yield from _read_folder(path)
-        return
+        return _read_folder(path)
+    return _read_zip(path) if path.suffix.lower() == ".zip" else _read_tar(path)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    kind, advice = ("folder", "Mend what it names.") if path.is_dir() else ("archive", "Pack it again.")
     try:
-        if path.suffix.lower() == ".zip":
-            yield from _read_zip(path)
-        else:
-            yield from _read_tar(path)
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        EOFError,
-        OSError,
-        RuntimeError,
-        NotImplementedError,
-    ) as error:
-        raise InputError(f"The archive {path.name} cannot be read ({error}). Pack it again.") from error
+        yield
+    except _UNREADABLE as error:
+        raise InputError(f"The {kind} {path.name} cannot be read ({error}). {advice}") from error
 
 
-def _files_below(path: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(path):
-        folders.sort()
-        for name in sorted(files):
-            yield Path(folder, name)
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name in JUNK
+
+
+def _is_read(path: PurePosixPath, size: int) -> bool:
+    """Whether a file's bytes are wanted; videos and notes beside the pictures need not go through memory."""
+    if path.suffix.lower() not in EXTENSIONS and path.name not in _CIFAR_FILES:
+        return False
+    if size > MAX_FILE_BYTES:
+        raise InputError(f"{path} holds {size:,} bytes; at most {MAX_FILE_BYTES:,} are read. Make it smaller.")
+    return True
+
+
+def _walk(root: Path) -> Iterator[tuple[PurePosixPath, Path]]:
+    """Folders and files below `root` in a fixed order, each with its place; links to folders are not entered."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    for folder, folders, files in os.walk(root, onerror=fail):
+        folders[:] = sorted(name for name in folders if not _is_litter(name))
+        for name in [*sorted(name for name in files if not _is_litter(name)), *folders]:
+            real = Path(folder, name)
+            # Pipes and sockets are passed over; a link that leads nowhere is not, so that opening it says so.
+            if real.is_file() or real.is_dir() or real.is_symlink():
+                yield PurePosixPath(real.relative_to(root).as_posix()), real
 
 
 def _read_folder(path: Path) -> Iterator[Entry]:
-    for folder, folders, files in os.walk(path):
-        folders.sort()
-        inside = PurePosixPath(Path(folder).relative_to(path).as_posix())
-        if inside.parts:
-            yield Entry(inside, None)
-        for name in sorted(files):
-            yield Entry(inside / name, Path(folder, name).read_bytes())
+    for place, real in _walk(path):
+        if not real.is_dir():
+            yield Entry(place, real.read_bytes() if _is_read(place, real.stat().st_size) else b"")
+        elif real.is_symlink():
+            log.warning("%s is a link to a folder and is left out; put the folder itself there", place)
+        else:
+            yield Entry(place, None)
 
 
 def _read_zip(path: Path) -> Iterator[Entry]:
+    links = 0
     with zipfile.ZipFile(path) as archive:
         for item in archive.infolist():
+            name = item.filename.replace("\\", "/")  # some Windows programs store it so
+            place = _inside(name)
             if stat.S_ISLNK(item.external_attr >> 16):
-                continue
-            yield Entry(PurePosixPath(item.filename), None if item.is_dir() else archive.read(item))
+                links += 1
+            elif name.endswith("/"):
+                yield Entry(place, None)
+            else:
+                yield Entry(place, archive.read(item) if _is_read(place, item.file_size) else b"")
+    _warn_of_links(path, links)
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Takes an archive that stops early, or has a damaged header in the middle, for damaged and not for finished."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {tarfile_.offset:,}") from error
 
 
 def _read_tar(path: Path) -> Iterator[Entry]:
-    with tarfile.open(path, "r|*") as archive:
+    links = 0
+    with tarfile.open(path, "r|*", tarinfo=_StrictTarInfo) as archive:
         for item in archive:
+            place = _inside(item.name)
             if item.isdir():
-                yield Entry(PurePosixPath(item.name), None)
-            elif item.isfile() and (file := archive.extractfile(item)):
-                yield Entry(PurePosixPath(item.name), file.read())
+                yield Entry(place, None)
+            elif item.issym() or item.islnk():
+                links += 1
+            elif item.isfile():
+                file = archive.extractfile(item) if _is_read(place, item.size) else None
+                yield Entry(place, file.read() if file else b"")
+    _warn_of_links(path, links)
+
+
+def _inside(name: str) -> PurePosixPath:
+    """An archived name's place below the archive's root, without `..` or a leading slash. Nothing is unpacked."""
+    return PurePosixPath(posixpath.normpath("/" + name.lstrip("/"))).relative_to("/")
+
+
+def _warn_of_links(path: Path, count: int) -> None:
+    if count:
+        log.warning("%d links in %s are left out; pack the files themselves", count, path.name)
 
 
 def _cifar_pictures(path: PurePosixPath, data: bytes) -> Iterator[Entry]:

@@ -20,22 +20,16 @@ def duplicate_clusters(images: Tensor) -> Tensor:
     Returns:
         int64 [N]: the smallest index in the picture's cluster; a picture without a repeat has its own index.
     """
-    cluster = list(range(len(images)))
-
-    def root(index: int) -> int:
-        while cluster[index] != index:
-            cluster[index] = cluster[cluster[index]]
-            index = cluster[index]
-        return index
-
+    cluster = torch.arange(len(images))
     thumbs = _thumbnails(images)
     for start in range(0, len(thumbs), _ROWS):
         near = thumbs[start : start + _ROWS] @ thumbs[start:].T > SAME_PICTURE
-        near = near.triu(diagonal=1)
-        for row, column in (near.nonzero() + start).tolist():
-            first, second = sorted((root(row), root(column)))
-            cluster[second] = first
-    return torch.tensor([root(index) for index in range(len(cluster))], dtype=torch.int64)
+        near = near.triu(diagonal=0)  # a picture is its own repeat, and joins those behind it
+        for row in (near.sum(dim=1) > 1).nonzero().flatten().tolist():
+            joined = cluster[start:][near[row]].unique()
+            if len(joined) > 1:
+                cluster[torch.isin(cluster, joined)] = joined[0]
+    return cluster
 
 
 def _thumbnails(images: Tensor) -> Tensor:

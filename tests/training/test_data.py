@@ -1,0 +1,309 @@
+"""Sources as tensors: decoded, cached, split."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tests.training.sources import KINDS, classes, draw, encode, make, png
+from training.data import Dataset, cache_folder, load, partition
+from training.errors import InputError
+from training.picture import decode
+
+BOTH = {"cat": 6, "dog": 6}
+BROKEN = png(1)[:100]
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of one test's own."""
+    monkeypatch.setenv("REFIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "datasets"
+
+
+def same(one: Dataset, other: Dataset) -> bool:
+    """Whether two data sets are equal to the last pixel and name."""
+    return (
+        (one.classes, one.sha256, one.splits.keys()) == (other.classes, other.sha256, other.splits.keys())
+        and all(one.splits[name].names == other.splits[name].names for name in one.splits)
+        and all(
+            torch.equal(getattr(one.splits[name], field), getattr(other.splits[name], field))
+            for name in one.splits
+            for field in ("images", "labels", "clusters")
+        )
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_and_labels(tmp_path: Path, kind: str) -> None:
+    files = {"dog/10.png": png(1), "dog/9.png": png(2), "cat/2.png": png(3), "cat/x.png": png(4), "cat/1.png": png(5)}
+    files["dog/8.jpg"] = encode(draw(6, 50, 40), "JPEG")
+    dataset = load(str(make(tmp_path, kind, files)), 32)
+    train = dataset.splits["train"]
+    assert list(dataset.splits) == ["train"]
+    assert dataset.classes == ("cat", "dog")
+    assert train.names == ("cat/1.png", "cat/2.png", "cat/x.png", "dog/8.jpg", "dog/9.png", "dog/10.png")
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert train.labels.dtype == torch.int64
+    assert train.images.dtype == torch.uint8
+    assert train.clusters.tolist() == list(range(6))
+    for name, image in zip(train.names, train.images, strict=True):
+        assert np.array_equal(image.numpy(), decode(files[name], 32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_splits_of_the_source(tmp_path: Path, kind: str) -> None:
+    files = classes(BOTH, "pets/Train/") | classes({"cat": 2, "dog": 1}, "pets/test/", 50)
+    dataset = load(str(make(tmp_path, kind, files)), 32)
+    assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 12, "test": 3}
+    assert dataset.splits["test"].labels.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("size", [16, 48])
+def test_size(tmp_path: Path, size: int) -> None:
+    dataset = load(str(make(tmp_path, "folder", classes(BOTH))), size)
+    assert dataset.splits["train"].images.shape == (12, 3, size, size)
+
+
+def test_more_pictures_than_are_decoded_at_once(tmp_path: Path) -> None:
+    names = [f"{name}/{number}.png" for name in BOTH for number in range(300)]
+    colours = [(index // 256, index % 256, 99) for index in range(600)]
+    pictures = {name: encode(Image.new("RGB", (16, 16), colour)) for name, colour in zip(names, colours, strict=True)}
+    train = load(str(make(tmp_path, ".zip", pictures)), 16).splits["train"]
+    assert list(train.names) == names
+    assert train.images[:, :2, 0, 0].tolist() == [[red, green] for red, green, _ in colours]
+
+
+def test_large_files_are_decoded_in_small_lots(tmp_path: Path) -> None:
+    bulky = encode(Image.new("RGB", (4000, 3000), "red"), "BMP")  # 36 MB: more than a lot after two
+    files = {f"{name}/{number}.bmp": bulky for name in BOTH for number in range(3)}
+    train = load(str(make(tmp_path, ".zip", files)), 16).splits["train"]
+    assert train.images.shape == (6, 3, 16, 16)
+    assert train.clusters.tolist() == [0] * 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("files", "problems"),
+    [
+        (classes({"cat": 4}), ["only one class, 'cat'"]),
+        (classes({"cat": 4}, "train/") | classes({"cat": 2}, "test/", 9), ["only one class, 'cat'"]),
+        (classes(BOTH) | {"fish": None}, ["Class 'fish' is empty"]),
+        (classes(BOTH, "train/") | classes(BOTH, "test/", 20) | {"train/fish": None}, ["Class 'fish' is empty"]),
+        (classes(BOTH, "train/") | {"test": None, "test/fish": None}, ["Class 'fish' is empty"]),
+        (classes(BOTH, "pets/") | {"pets/fish": None}, ["Class 'fish' is empty"]),
+        (classes(BOTH) | {"dog/bad.png": BROKEN}, ["dog/bad.png: The picture is damaged or cut short"]),
+        (classes(BOTH) | {"dog/bad.gif": b"hello"}, ["dog/bad.gif: The file is not a picture"]),
+        (classes(BOTH) | {"dog/bad.jpg": b""}, ["dog/bad.jpg: The file is empty"]),
+        ({"cat": None, "notes.txt": b"hello"}, ["There are no pictures"]),
+        ({}, ["There are no pictures"]),
+    ],
+    ids=[
+        "one class",
+        "one class in splits",
+        "empty class",
+        "empty class in train",
+        "empty class in test",
+        "empty class in a wrapping",
+        "cut short",
+        "no picture",
+        "empty file",
+        "no pictures",
+        "nothing",
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, kind: str, files: dict[str, bytes | None], problems: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load(str(make(tmp_path, kind, files)), 16)
+    assert len(caught.value.problems) == len(problems)
+    for found, expected in zip(caught.value.problems, problems, strict=True):
+        assert expected in found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_problem_is_listed_at_once(tmp_path: Path, kind: str) -> None:
+    files = classes({"cat": 3}) | {"fish": None, "cat/a.png": BROKEN, "cat/b.jpg": b"hello", "bird": None}
+    with pytest.raises(InputError) as caught:
+        load(str(make(tmp_path, kind, files)), 16)
+    assert [problem[:22] for problem in caught.value.problems] == [
+        "cat/a.png: The picture",
+        "cat/b.jpg: The file is",
+        "Class 'bird' is empty.",
+        "Class 'fish' is empty.",
+        "There is only one clas",
+    ]
+    assert str(caught.value) == "\n".join(caught.value.problems)
+
+
+def test_huge_picture_in_an_archive_is_one_of_the_problems(tmp_path: Path) -> None:
+    huge = encode(Image.new("1", (8000, 7000)))
+    with pytest.raises(InputError, match=r"^dog/huge\.png: The picture has 8000 x 7000 pixels"):
+        load(str(make(tmp_path, ".zip", classes(BOTH) | {"dog/huge.png": huge})), 16)
+
+
+def test_warnings_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(str(make(tmp_path, "folder", classes({"cat": 20, "dog": 5}) | {"dog/notes.txt": b"hello"})), 16)
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 files are no pictures and are left out: dog/notes.txt",
+        "Class 'dog' has only 5 pictures; 20 or more work better.",
+    ]
+
+
+def test_second_load_reads_the_cache(tmp_path: Path, own_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = make(tmp_path, ".tar.gz", classes({"cat": 20, "dog": 20}, "train/") | classes(BOTH, "test/", 90))
+    first = load(str(path), 16)
+    (cached,) = own_cache.iterdir()
+    assert same(load(str(path), 16), first)
+    # Other pixels, put into the cached copy, can only come from there.
+    with safe_open(cached, framework="pt") as file:
+        about = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+    tensors["train.images"] = torch.full_like(tensors["train.images"], 7)
+    save_file(tensors, cached, about)
+    assert load(str(path), 16).splits["train"].images.unique().tolist() == [7]
+    assert caplog.records == []
+
+
+def test_cache_follows_the_content_and_the_size(tmp_path: Path, own_cache: Path) -> None:
+    path = make(tmp_path, "folder", classes(BOTH))
+    load(str(path), 16)
+    load(str(path), 32)
+    assert len(list(own_cache.iterdir())) == 2
+    (path / "cat" / "new.png").write_bytes(png(77))
+    assert "cat/new.png" in load(str(path), 16).splits["train"].names
+
+
+def test_problem_that_comes_up_later_is_seen_in_spite_of_the_cache(tmp_path: Path, own_cache: Path) -> None:
+    path = make(tmp_path, "folder", classes(BOTH))
+    load(str(path), 16)
+    (path / "fish").mkdir()
+    with pytest.raises(InputError, match="Class 'fish' is empty"):
+        load(str(path), 16)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "no names"])
+def test_damaged_cache_is_decoded_again(
+    tmp_path: Path, own_cache: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    path = make(tmp_path, ".zip", classes({"cat": 20, "dog": 20}))
+    first = load(str(path), 16)
+    (cached,) = own_cache.iterdir()
+    whole = cached.read_bytes()
+    if damage == "no names":
+        save_file({"train.images": torch.zeros(1)}, cached)
+    else:
+        cached.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello" * 99}[damage])
+    assert same(load(str(path), 16), first)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [f"decoding {path} again"]
+    caplog.clear()
+    assert same(load(str(path), 16), first)
+    assert caplog.records == []
+    assert list(own_cache.iterdir()) == [cached]
+
+
+def test_cache_that_cannot_be_written_does_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("REFIT_CACHE", str(tmp_path / "file"))
+    dataset = load(str(make(tmp_path, "folder", classes({"cat": 20, "dog": 20}))), 16)
+    assert len(dataset.splits["train"]) == 40
+    assert "is not cached, so the next run decodes it again" in caplog.text
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, refit_cache: Path) -> None:
+    assert cache_folder() == refit_cache
+    monkeypatch.delenv("REFIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere/refit")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert cache_folder() == Path("/home/someone/.cache/refit")
+
+
+def dataset_of(tmp_path: Path, **counts: int) -> Dataset:
+    """A data set with so many pictures of each of two classes in each split."""
+    files: dict[str, bytes] = {}
+    for split, count in counts.items():
+        files |= classes({"cat": count, "dog": count}, f"{split}/", len(files))
+    return load(str(make(tmp_path, "folder", files)), 16)
+
+
+def test_partition_cuts_what_is_missing(tmp_path: Path) -> None:
+    parts = partition(dataset_of(tmp_path, train=50), 10, seed=0)
+    assert parts.made == ("test", "validation")
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (70, 10, 20)
+    assert torch.bincount(parts.test.labels).tolist() == [10, 10]
+    assert torch.bincount(parts.validation.labels).tolist() == [5, 5]
+    names = [*parts.train.names, *parts.validation.names, *parts.test.names]
+    assert len(set(names)) == 100
+
+
+def test_validation_is_at_most_a_fifth(tmp_path: Path) -> None:
+    parts = partition(dataset_of(tmp_path, train=25, test=5), 2500, seed=0)
+    assert parts.made == ("validation",)
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (40, 10, 10)
+
+
+def test_splits_of_the_source_stay_as_they_are(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path, train=10, val=3, test=4)
+    parts = partition(dataset, 2, seed=0)
+    assert parts.made == ()
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (20, 6, 8)
+
+
+def test_train_and_val_without_test(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path, train=20, val=6)
+    parts = partition(dataset, 4, seed=0)
+    assert parts.test.names == dataset.splits["validation"].names
+    assert parts.made == ("validation",)
+    assert (len(parts.train), len(parts.validation)) == (36, 4)
+    assert set(dataset.splits) == {"train", "validation"}  # what was given is not changed
+
+
+def test_partition_keeps_pictures_with_their_labels(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path, train=20)
+    parts = partition(dataset, 8, seed=3)
+    whole = dict(zip(dataset.splits["train"].names, dataset.splits["train"].images, strict=True))
+    for split in (parts.train, parts.validation, parts.test):
+        assert len(split) == len(split.names) == len(split.images) == len(split.clusters)
+        for name, image, label in zip(split.names, split.images, split.labels, strict=True):
+            assert torch.equal(image, whole[name])
+            assert dataset.classes[int(label)] == Path(name).parts[1]
+
+
+def test_repeats_stay_on_one_side(tmp_path: Path) -> None:
+    files = {}
+    for number in range(40):
+        files[f"{'cat' if number % 2 else 'dog'}/{number}.png"] = png(number)
+        files[f"{'cat' if number % 2 else 'dog'}/{number}-again.jpg"] = encode(draw(number), "JPEG", quality=80)
+    parts = partition(load(str(make(tmp_path, "folder", files)), 32), 16, seed=0)
+    splits = (parts.train, parts.validation, parts.test)
+    sides = [{Path(name).stem.removesuffix("-again") for name in split.names} for split in splits]
+    assert [len(side) for side in sides] == [26, 6, 8]
+    assert set.union(*sides) == set(map(str, range(40)))
+    assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
+
+
+def test_fewest_pictures_that_pass_give_three_splits(tmp_path: Path) -> None:
+    parts = partition(dataset_of(tmp_path, train=3), 2500, seed=0)
+    for split in (parts.train, parts.validation, parts.test):
+        assert split.labels.tolist() == [0, 1]
+
+
+def test_pictures_that_are_all_the_same_cannot_be_split(tmp_path: Path) -> None:
+    files = {f"{name}/{number}.png": png(index) for index, name in enumerate(BOTH) for number in range(10)}
+    dataset = load(str(make(tmp_path, "folder", files)), 16)
+    with pytest.raises(InputError, match=r"No test split can be cut from 20 training pictures.*test/ folder"):
+        partition(dataset, 4, seed=0)
+
+
+def test_seed_decides_the_partition(tmp_path: Path) -> None:
+    dataset = dataset_of(tmp_path, train=30)
+    first = partition(dataset, 10, seed=0)
+    assert partition(dataset, 10, seed=0).validation.names == first.validation.names
+    assert partition(dataset, 10, seed=1).validation.names != first.validation.names

@@ -1,0 +1,47 @@
+"""Figures against cases whose answer is known."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from training import evaluate
+
+
+def test_accuracy_and_confusion_count_what_they_say() -> None:
+    out = torch.tensor([[2.0, 1.0], [0.0, 3.0], [5.0, 1.0], [1.0, 0.0]])
+    labels = torch.tensor([0, 1, 1, 0])
+    assert evaluate.accuracy(out, labels) == 0.75
+    assert evaluate.confusion(out, labels).tolist() == [[2, 0], [1, 1]]
+    rows = evaluate.per_class(evaluate.confusion(out, labels), ["a", "b"])
+    assert rows["a"]["precision"] == pytest.approx(2 / 3)
+    assert rows["b"]["recall"] == 0.5
+    assert rows["b"]["f1"] == pytest.approx(2 / 3)
+
+
+def test_a_class_that_is_never_answered_counts_as_zero() -> None:
+    rows = evaluate.per_class(torch.tensor([[3, 0], [2, 0]]), ["a", "b"])
+    assert rows["b"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "count": 2}
+
+
+def test_wilson_interval_of_nine_in_ten() -> None:
+    low, high = evaluate.accuracy_interval(0.9, 100)
+    assert low == pytest.approx(0.8256, abs=1e-4)
+    assert high == pytest.approx(0.9448, abs=1e-4)
+    assert evaluate.accuracy_interval(1.0, 10)[1] == pytest.approx(1.0)
+
+
+def test_temperature_undoes_a_known_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(20_000, 5, generator=generator) * 2
+    labels = torch.multinomial(true.softmax(1), 1, generator=generator).squeeze(1)
+    temperature = evaluate.fit_temperature(true * 3, labels)
+    assert temperature == pytest.approx(3, rel=0.05)
+    assert evaluate.calibration_error(true * 3 / temperature, labels) < 0.02
+    assert evaluate.calibration_error(true * 3, labels) > 0.05
+
+
+def test_perfect_answers_still_give_a_finite_temperature() -> None:
+    out = F.one_hot(torch.arange(8) % 4).float()
+    assert math.isfinite(evaluate.fit_temperature(out, torch.arange(8) % 4))

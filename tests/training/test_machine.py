@@ -1,0 +1,113 @@
+"""What the machine gives, read and set."""
+
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training import machine
+from training.errors import InputError
+
+CPU = torch.device("cpu")
+needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+
+
+def run(code: str) -> str:
+    """What a fresh Python prints."""
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_processors_are_those_that_there_are() -> None:
+    assert 1 <= machine.processors() <= (os.cpu_count() or 1)
+
+
+@needs_affinity
+def test_affinity_limits_the_processors() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from training import machine; "
+    assert run(code + "print(machine.processors(), machine.set_threads())") == "1 1"
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "50000 100000\n"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
+        ({"cpu.max": "", "cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
+        ({}, math.inf),
+    ],
+)
+def test_cgroup_quota(tmp_path: Path, files: dict[str, str], quota: float) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert machine._cgroup_quota(tmp_path) == quota
+
+
+def test_threads_are_shared_among_processes(caplog: pytest.LogCaptureFixture) -> None:
+    before = torch.get_num_threads()
+    try:
+        with caplog.at_level("INFO"):
+            assert machine.set_threads(processes=1) == torch.get_num_threads() == machine.processors()
+            assert machine.set_threads(processes=10_000) == torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert caplog.messages[1] == f"1 threads for torch: {machine.processors()} processors, shared by 10000"
+
+
+@needs_glibc
+def test_freed_memory_is_kept() -> None:
+    code = """
+from pathlib import Path
+import torch
+from training.machine import keep_freed_memory
+{before}
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+big = torch.ones(50_000_000)
+high = resident()
+del big
+print((high - resident()) // 1_000_000)
+"""
+    handed_back, kept = (int(run(code.format(before=before))) for before in ("", "keep_freed_memory()"))
+    assert handed_back >= 190  # of 200 million bytes
+    assert kept <= 10
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda"])
+def test_device(name: str) -> None:
+    if name == "cuda" and not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"No CUDA device is usable here\. Use --device cpu"):
+            machine.choose_device(name)
+    else:
+        expected = "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+        assert machine.choose_device(name) == torch.device(expected)
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "CPU", "cuda:7"])
+def test_unknown_device(name: str) -> None:
+    with pytest.raises(InputError, match=r"Unknown device .*Use auto, cpu or cuda\."):
+        machine.choose_device(name)
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(), reason="needs Linux on x86-64"
+)
+def test_bfloat16_is_fast_where_the_processor_has_instructions_for_it() -> None:
+    flags = set(re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0].split())
+    assert machine.fast_bfloat16(CPU) == bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def test_description_names_the_processor_and_no_host() -> None:
+    found = machine.describe(CPU)
+    assert re.fullmatch(rf"{machine.processors()} x \S.*", found)
+    assert platform.node() not in found

@@ -1,0 +1,269 @@
+"""Encoded bytes to pixels."""
+
+import io
+import struct
+import zlib
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from tests.training.sources import draw, encode
+from training.errors import CorruptImageError, ImageError, ImageTooLargeError, UnsupportedImageError
+from training.picture import FORMATS, decode, open_picture
+
+LOSSLESS: tuple[tuple[str, dict[str, bool]], ...] = (("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True}))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """What `decode` gives for a picture that needs no resizing."""
+    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+
+@cache
+def encoded(format_: str) -> bytes:
+    """One picture of 40x30 pixels in every format."""
+    more = {"save_all": True, "append_images": [draw(2, 40, 30)]} if format_ == "MPO" else {}
+    return encode(draw(1, 40, 30), format_, **more)
+
+
+def png_file(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: tuple[bytes, bytes]) -> bytes:
+    """A PNG written by hand: kinds that Pillow reads but does not write. `rows` include the filter bytes."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    body = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_every_format_gives_its_colours(format_: str) -> None:
+    if format_ == "MPO":
+        data = encode(Image.new("RGB", (64, 48), (200, 60, 20)), "MPO", save_all=True, append_images=[draw(1, 64, 48)])
+        assert open_picture(data).format == "MPO"
+    else:
+        data = encode(Image.new("RGB", (64, 48), (200, 60, 20)), format_)
+    found = decode(data, 32)
+    assert found.shape == (3, 32, 32)
+    assert found.dtype == np.uint8
+    assert found.flags.c_contiguous
+    assert np.abs(found.astype(int) - np.array([200, 60, 20]).reshape(3, 1, 1)).max() <= 4
+
+
+@pytest.mark.parametrize(("format_", "options"), LOSSLESS)
+def test_picture_of_the_right_size_keeps_every_pixel(format_: str, options: dict[str, bool]) -> None:
+    assert np.array_equal(decode(encode(draw(3), format_, **options), 32), pixels(draw(3)))
+
+
+def test_whole_picture_is_resized_without_cropping() -> None:
+    image = draw(4, 200, 50)
+    expected = image.resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.array_equal(decode(encode(image), 32), pixels(expected))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
+def test_exif_orientation_is_applied(orientation: int, format_: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(draw(5), format_, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(decode(data, 32), pixels(upright))
+
+
+def test_sixth_orientation_is_a_quarter_turn_to_the_right() -> None:
+    stored = Image.new("RGB", (32, 32), "black")
+    stored.paste("white", (0, 0, 32, 8))  # the top of the stored picture
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = decode(encode(stored, exif=exif), 32)
+    assert found[:, :, 24:].min() == 255  # is the right side of what a viewer shows
+    assert found[:, :, :24].max() == 0
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x01"]
+)
+def test_damaged_exif_does_not_cost_the_picture(format_: str, exif: bytes) -> None:
+    plain, marked = encode(draw(6), format_), encode(draw(6), format_, exif=exif)
+    assert plain != marked
+    assert np.array_equal(decode(marked, 32), decode(plain, 32))
+
+
+def test_unknown_orientation_is_taken_for_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 99
+    assert np.array_equal(decode(encode(draw(7), exif=exif), 32), pixels(draw(7)))
+
+
+def test_grey() -> None:
+    grey = draw(8).convert("L")
+    found = decode(encode(grey), 32)
+    assert np.array_equal(found, np.stack([np.asarray(grey)] * 3))
+
+
+def test_one_bit() -> None:
+    mask = draw(9).convert("1")
+    assert mask.mode == "1"
+    found = decode(encode(mask), 32)
+    assert np.array_equal(found[1], np.asarray(mask) * np.uint8(255))
+
+
+def test_one_bit_with_a_clear_colour() -> None:
+    rows = b"".join(b"\x00\xff\xff\x00\x00" for _ in range(32))  # left half white, right half black
+    found = decode(png_file(32, 32, 1, 0, rows, (b"tRNS", b"\x00\x00")), 32)  # black is clear
+    assert found.min() == 255
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
+    levels = np.repeat(np.array([0, 255, 256, 32768, 40000, 65535, 1, 65280], ">u2"), 4)
+    rows = b"".join(b"\x00" + levels.tobytes() for _ in range(32))
+    data = png_file(32, 32, 16, 0, rows)
+    assert Image.open(io.BytesIO(data)).mode.startswith("I")
+    assert np.array_equal(decode(data, 32)[0, 0, ::4], [0, 0, 1, 128, 156, 255, 0, 255])
+
+
+def test_sixteen_bit_colour() -> None:
+    row = np.tile(np.array([0xFFFF, 0x8000, 0x0100], ">u2"), 32).tobytes()
+    found = decode(png_file(32, 32, 16, 2, (b"\x00" + row) * 32), 32)
+    assert found[:, 5, 5].tolist() == [255, 128, 1]
+
+
+def test_transparency_is_laid_over_white() -> None:
+    clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    clear.paste((0, 0, 255, 128), (0, 0, 16, 32))
+    clear.paste((0, 255, 0, 255), (0, 0, 4, 32))
+    found = decode(encode(clear), 32)
+    assert found[:, 0, 31].tolist() == [255, 255, 255]
+    assert np.abs(found[:, 0, 10].astype(int) - [127, 127, 255]).max() <= 1
+    assert found[:, 0, 0].tolist() == [0, 255, 0]
+
+
+def test_grey_with_alpha() -> None:
+    found = decode(encode(Image.new("LA", (32, 32), (0, 64))), 32)
+    assert np.abs(found.astype(int) - 191).max() <= 1
+
+
+def test_clear_colour_without_an_alpha_channel() -> None:
+    image = Image.new("RGB", (32, 32), (10, 20, 30))
+    image.paste((200, 0, 0), (0, 0, 16, 32))
+    found = decode(encode(image, transparency=(10, 20, 30)), 32)
+    assert found[:, 0, 31].tolist() == [255, 255, 255]
+    assert found[:, 0, 0].tolist() == [200, 0, 0]
+
+
+@pytest.mark.parametrize("format_", ["PNG", "GIF"])
+def test_palette_with_a_clear_entry(format_: str) -> None:
+    image = Image.new("P", (32, 32), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255, 0, 255, 0])
+    image.paste(0, (0, 0, 16, 32))
+    found = decode(encode(image, format_, transparency=1), 32)
+    assert found[:, 0, 0].tolist() == [255, 0, 0]
+    assert found[:, 0, 31].tolist() == [255, 255, 255]
+
+
+def test_palette_with_half_clear_entries() -> None:
+    image = Image.new("P", (32, 32), 1)
+    image.putpalette([255, 0, 0, 0, 0, 0])
+    found = decode(encode(image, transparency=b"\xff\x80"), 32)
+    assert np.abs(found.astype(int) - 127).max() <= 1
+
+
+def test_cmyk() -> None:
+    # No cyan, full magenta and yellow: red.
+    found = decode(encode(Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "JPEG"), 32)
+    assert np.abs(found[:, 9, 9].astype(int) - [255, 0, 0]).max() <= 4
+
+
+@pytest.mark.parametrize("format_", ["GIF", "PNG", "WEBP"])
+def test_animation_gives_its_first_frame(format_: str) -> None:
+    options = {"lossless": True} if format_ == "WEBP" else {}
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue", "lime")]
+    data = encode(frames[0], format_, save_all=True, append_images=frames[1:], duration=50, **options)
+    assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 3
+    assert decode(data, 32)[:, 4, 4].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7\n",
+        encode(draw(1), "TIFF"),
+        encode(draw(1), "ICO"),
+        b"RIFF\x00\x00\x00\x00WAVE",
+    ],
+    ids=["empty", "text", "svg", "pdf", "tiff", "ico", "wave"],
+)
+def test_other_files_are_refused(data: bytes) -> None:
+    with pytest.raises(UnsupportedImageError, match=r"Send a JPEG, PNG, WebP, GIF or BMP picture\."):
+        decode(data, 32)
+
+
+def test_huge_png_is_refused_by_its_header_alone() -> None:
+    data = png_file(20_000, 20_000, 1, 0, bytes(20_000 * 2501))
+    assert len(data) < 200_000
+    with pytest.raises(ImageTooLargeError, match=r"20000 x 20000 pixels; at most 50,000,000"):
+        decode(data, 32)
+    # With nothing behind the header there is nothing to decode, and the answer is the same.
+    with pytest.raises(ImageTooLargeError):
+        decode(data[:60], 32)
+
+
+def test_huge_webp_is_refused_before_its_canvas_is_allocated() -> None:
+    canvas = struct.pack("<I", 16_383 - 1)[:3]
+    header = b"VP8X" + struct.pack("<I", 10) + b"\x00" * 4 + canvas * 2
+    with pytest.raises(ImageTooLargeError, match="16383 x 16383"):
+        decode(b"RIFF" + struct.pack("<I", 4 + len(header)) + b"WEBP" + header, 32)
+
+
+@settings(max_examples=50)
+@given(
+    width=st.integers(1, 400),
+    height=st.integers(1, 400),
+    kind=st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "lossy WebP", "lossless WebP", "WebP with alpha"]),
+)
+def test_limit_is_exact(width: int, height: int, kind: str) -> None:
+    mode = "RGBA" if kind.endswith("alpha") else "RGB"
+    options = {"lossless": True} if kind.startswith("lossless") else {}
+    colour = (9, 9, 9, 99) if mode == "RGBA" else (9, 9, 9)  # the encoder drops an alpha channel that hides nothing
+    data = encode(Image.new(mode, (width, height), colour), "WEBP" if "WebP" in kind else kind, **options)
+    assert open_picture(data, width * height).size == (width, height)
+    with pytest.raises(ImageTooLargeError, match=f"{width} x {height} "):
+        open_picture(data, width * height - 1)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("share", [0.03, 0.3, 0.6, 0.9])
+def test_cut_short(format_: str, share: float) -> None:
+    data = encoded(format_)
+    if format_ == "MPO":  # what is behind the first picture is not read
+        data = data[: data.index(b"\xff\xd8", 2)]
+    with pytest.raises(CorruptImageError, match=r"damaged or cut short"):
+        decode(data[: int(len(data) * share)], 32)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of damage that it can read over
+@settings(max_examples=150)
+@given(format_=st.sampled_from(FORMATS), data=st.data())
+def test_damage_never_raises_anything_else(format_: str, data: st.DataObject) -> None:
+    damaged = bytearray(encoded(format_))
+    head = st.integers(0, 99)
+    anywhere = st.integers(0, len(damaged) - 1)
+    for place in data.draw(st.lists(head | anywhere, min_size=1, max_size=12)):
+        damaged[place] = data.draw(st.integers(0, 255))
+    damaged = damaged[: data.draw(anywhere | st.just(len(damaged)))]
+    try:
+        found = decode(bytes(damaged), 16, max_pixels=1_000_000)
+    except ImageError as error:
+        assert str(error).endswith(".")
+    else:
+        assert found.shape == (3, 16, 16)

@@ -1,0 +1,222 @@
+"""Whole runs through the command line: real pictures in, a verified artifact out."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.shapes import write_shapes
+from training import artifact, data, export, recipe, resnet, run
+from training.errors import ArtifactError
+
+TINY = ("--recipe", "resnet20", "--set", "network.arguments={width=8}", "--set", "batch_size=16")
+FAST = (*TINY, "--set", "validation=20", "--set", "optimizer.learning_rate=0.05", "--device", "cpu")
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "training", *map(str, arguments)]
+
+
+def training(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
+    """A folder with the model `shapes`, trained for six epochs."""
+    folder = tmp_path_factory.mktemp("models")
+    done = training("train", *FAST, "--set", "epochs=6", "--data", shapes, "--name", "shapes", "--models", folder)
+    assert done.returncode == 0, done.stderr
+    assert "shapes version 1" in done.stdout
+    return folder
+
+
+def weights_hash(models: Path, name: str) -> str:
+    return artifact.read_manifest(artifact.folder(models, name, 1)).files[artifact.WEIGHTS].sha256
+
+
+def losses(models: Path, name: str) -> list[float]:
+    lines = (run.runs_folder(models, name) / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_a_run_writes_every_part_of_the_artifact(models: Path) -> None:
+    folder = artifact.folder(models, "shapes", 1)
+    manifest = artifact.verify(folder)
+    assert manifest.classes == ("cross", "disc")
+    assert set(manifest.files) == {
+        "weights.safetensors",
+        "model.ts",
+        "report/card.md",
+        "report/curves.png",
+        "report/confusion.png",
+    }
+    assert manifest.data.made_splits == ("test", "validation")
+    assert manifest.metrics["test"]["count"] == manifest.data.counts["test"] == 24
+    assert artifact.read_aliases(models, "shapes").production == 1
+    assert f"{manifest.metrics['test']['accuracy']:.2%}" in (folder / "report" / "card.md").read_text()
+    assert not (run.runs_folder(models, "shapes") / "checkpoint.pt").exists()
+
+
+def test_the_weights_alone_give_what_the_script_gives(models: Path, shapes: Path) -> None:
+    folder = artifact.folder(models, "shapes", 1)
+    manifest = artifact.read_manifest(folder)
+    network = resnet.build(manifest.architecture, len(manifest.classes), manifest.arguments)
+    network.load_state_dict(load_file(folder / artifact.WEIGHTS))
+    network.eval()
+    images = data.load(str(shapes), manifest.input_size).splits["train"].images[:16]
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (manifest.mean, manifest.std))
+    script = export.load_script(folder / artifact.SCRIPT, torch.device("cpu"))
+    with torch.inference_mode():
+        expected = network((images / 255 - mean) / std) / manifest.temperature
+        torch.testing.assert_close(script(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_evaluate_prints_the_manifest_figures(models: Path, shapes: Path) -> None:
+    done = training("evaluate", "--model", "shapes", "--data", shapes, "--models", models, "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    recorded = artifact.read_manifest(artifact.folder(models, "shapes", 1)).metrics["test"]
+    assert figures["accuracy"] == recorded["accuracy"]
+    assert figures["count"] == recorded["count"]
+    assert figures["version"] == 1
+    table = training("evaluate", "--model", "shapes@1", "--data", shapes, "--models", models)
+    assert f"accuracy {recorded['accuracy']:.2%}" in table.stdout
+
+
+def test_one_seed_gives_the_same_losses_and_weights(tmp_path: Path, shapes: Path) -> None:
+    for name in ("first", "second"):
+        done = training(
+            "train", *FAST, "--set", "epochs=2", "--data", shapes, "--name", name, "--models", tmp_path, "--seed", "7"
+        )
+        assert done.returncode == 0, done.stderr
+    assert losses(tmp_path, "first") == losses(tmp_path, "second")
+    assert weights_hash(tmp_path, "first") == weights_hash(tmp_path, "second")
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, shapes: Path, models: Path, signal_: signal.Signals
+) -> None:
+    arguments = ("train", *FAST, "--set", "epochs=6", "--data", shapes, "--name", "shapes", "--models", tmp_path)
+    with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if "epoch   2/6" in line:
+                process.send_signal(signal_)
+                break
+        else:
+            pytest.fail("".join(seen))
+        rest = process.stderr.read()
+    assert process.returncode == (1 if signal_ == signal.SIGINT else -signal.SIGKILL)
+    assert artifact.versions(tmp_path, "shapes") == []
+    if signal_ == signal.SIGINT:
+        assert "--resume goes on" in rest
+    done = training(*arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path, "shapes") == losses(models, "shapes")
+    assert weights_hash(tmp_path, "shapes") == weights_hash(models, "shapes")
+
+
+def test_resume_refuses_another_run_and_a_missing_one(tmp_path: Path, shapes: Path) -> None:
+    arguments = ("train", *FAST, "--data", shapes, "--name", "shapes", "--models", tmp_path, "--resume")
+    done = training(*arguments)
+    assert done.returncode == 2
+    assert "Leave out --resume" in done.stderr
+
+
+def test_a_full_disk_fails_the_run_and_leaves_what_was_there(models: Path, shapes: Path) -> None:
+    before = artifact.verify(artifact.folder(models, "shapes", 1))
+
+    def allow_small_files_only() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    arguments = ("train", *FAST, "--set", "epochs=1", "--data", shapes, "--name", "shapes", "--models", models)
+    done = training(*arguments, preexec_fn=allow_small_files_only)
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert "--resume" in done.stderr
+    assert artifact.verify(artifact.folder(models, "shapes", 1)) == before
+    assert artifact.versions(models, "shapes") == [1]
+    assert not list(models.rglob(".partial-*"))
+
+
+def test_a_diverging_run_says_what_to_change(tmp_path: Path, shapes: Path) -> None:
+    arguments = ("train", *FAST, "--data", shapes, "--name", "x", "--models", tmp_path)
+    done = training(*arguments, "--set", "optimizer.learning_rate=1e12", "--set", "epochs=2")
+    assert done.returncode == 1
+    assert "Lower optimizer.learning_rate" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--recipe", "none", "--name", "x", "--data", "DATA"), "There is no recipe 'none'"),
+        (("--recipe", "resnet20", "--name", "Big Name", "--data", "DATA"), "cannot be a model's name"),
+        (("--recipe", "resnet20", "--name", "x", "--data", "nowhere"), "There is nothing at 'nowhere'"),
+        (("--recipe", "resnet20", "--name", "x", "--data", "DATA", "--set", "epochs=no"), "epochs"),
+        (("--recipe", "resnet20", "--name", "x", "--data", "DATA", "--set", "network.arguments={depth=3}"), "depth"),
+        (("--recipe", "resnet20", "--name", "x", "--data", "DATA", "--set", "nothing=3"), "nothing"),
+        (("--recipe", "resnet20", "--data", "DATA"), "--name"),
+    ],
+)
+def test_wrong_arguments_exit_with_2_and_say_why(
+    tmp_path: Path, shapes: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    given = [str(shapes) if part == "DATA" else part for part in arguments]
+    done = training("train", *given, "--models", tmp_path, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert artifact.names(tmp_path) == []
+
+
+def test_every_problem_of_the_data_is_named_at_once(tmp_path: Path) -> None:
+    folder = write_shapes(tmp_path / "bad", count=3)
+    (folder / "empty").mkdir()
+    (folder / "disc" / "0.png").write_bytes(b"no picture")
+    (folder / "cross" / "1.png").write_bytes((folder / "cross" / "1.png").read_bytes()[:60])
+    done = training("train", *FAST, "--data", folder, "--name", "x", "--models", tmp_path / "models")
+    assert done.returncode == 2
+    for said in ("disc/0.png", "cross/1.png", "'empty' is empty"):
+        assert said in done.stderr
+
+
+def test_evaluate_refuses_unknown_classes_and_models(models: Path, shapes: Path, tmp_path: Path) -> None:
+    other = write_shapes(tmp_path / "other", count=3)
+    (other / "disc").rename(other / "ball")
+    done = training("evaluate", "--model", "shapes", "--data", other, "--models", models)
+    assert done.returncode == 2
+    assert "does not know the classes ['ball']" in done.stderr
+    for model in ("nothing", "shapes@9"):
+        assert training("evaluate", "--model", model, "--data", shapes, "--models", models).returncode == 2
+
+
+def test_a_wrong_export_is_refused() -> None:
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    expected = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    with pytest.raises(ArtifactError, match="2 other answers"):
+        run.check_agreement(lambda batch: torch.tensor([[0.0, 1.0]]).expand(len(batch), 2), images, expected)
+    with pytest.raises(ArtifactError, match="disagrees"):
+        run.check_agreement(lambda batch: torch.full((len(batch), 2), torch.nan), images, expected)
+
+
+def test_recipes_are_listed_with_what_they_reached() -> None:
+    done = training("recipes", env={**os.environ, "COLUMNS": "300"})
+    assert done.returncode == 0
+    for name in recipe.names():
+        assert name in done.stdout
+        assert recipe.load(name).reached[:20] in done.stdout

@@ -1,0 +1,390 @@
+"""Folders, archives and CIFAR-10's own files, as they are stored."""
+
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from collections import Counter
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from tests.training.sources import KINDS, Files, classes, draw, encode, make, png
+from training import source
+from training.errors import InputError
+from training.source import CIFAR10_CLASSES, Entry, locate, read, sha256
+
+KINDS_OF_ARCHIVE = KINDS[1:]
+
+
+def contents(path: Path) -> dict[str, bytes | None]:
+    """All that a source holds, by path."""
+    return {str(entry.path): entry.data for entry in read(path)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_and_folders(tmp_path: Path, kind: str) -> None:
+    files: Files = {"cat": None, **classes({"cat": 2}), "dog": None, "dog/größe 1.PNG": png(9), "fish": None}
+    assert contents(make(tmp_path, kind, files)) == files
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_files_and_litter_are_skipped(tmp_path: Path, kind: str) -> None:
+    litter = [".DS_Store", "cat/.hidden.png", "cat/._1.png", "__MACOSX/cat/1.png", "cat/Thumbs.db", ".git/x/1.png"]
+    files: Files = {"cat": None, "cat/1.png": png(1), **dict.fromkeys(litter, b"litter")}
+    assert contents(make(tmp_path, kind, files)) == {"cat": None, "cat/1.png": png(1)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_that_are_no_pictures_are_named_and_not_read(tmp_path: Path, kind: str) -> None:
+    path = make(tmp_path, kind, {"cat/1.png": png(1), "cat/film.mp4": b"not for memory", "notes.txt": b"hello"})
+    found = contents(path)
+    found.pop("cat", None)
+    assert found == {"cat/1.png": png(1), "cat/film.mp4": b"", "notes.txt": b""}
+
+
+def test_picture_file_of_absurd_size_is_refused_unread(tmp_path: Path) -> None:
+    path = make(tmp_path, ".zip", {"cat/1.png": bytes(source.MAX_FILE_BYTES + 1)})
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(InputError, match=r"cat/1\.png holds 100,000,001 bytes; at most 100,000,000"):
+        contents(path)
+
+
+def test_folder_is_read_in_a_fixed_order(tmp_path: Path) -> None:
+    path = make(tmp_path, "folder", {f"{name}/{number}.png": b"" for name in "cab" for number in (3, 1, 2)})
+    assert list(contents(path)) == ["a", "b", "c", *(f"{name}/{number}.png" for name in "abc" for number in (1, 2, 3))]
+
+
+@cache
+def packed(kind: str) -> bytes:
+    """A small archive of that kind."""
+    file = io.BytesIO()
+    pictures = {f"cat/{seed}.png": encode(draw(seed, 12, 12)) for seed in range(3)}
+    if kind == ".zip":
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in pictures.items():
+                archive.writestr(name, data)
+        return file.getvalue()
+    compression = {".tar": "w", ".tar.gz": "w:gz", ".tar.xz": "w:xz"}[kind]
+    with tarfile.open(fileobj=file, mode=compression) as tar:  # type: ignore[call-overload]  # not a literal
+        for name, data in pictures.items():
+            item = tarfile.TarInfo(name)
+            item.size = len(data)
+            tar.addfile(item, io.BytesIO(data))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_ARCHIVE)
+@settings(max_examples=60)
+@given(data=st.data())
+def test_truncated_archive_never_passes_for_a_smaller_one(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"cut{kind}"
+    path.write_bytes(packed(kind))
+    whole = contents(path)
+    assert len(whole) == 3
+    path.write_bytes(packed(kind)[: data.draw(st.integers(0, len(packed(kind)) - 1))])
+    try:
+        found = contents(path)
+    except InputError as error:
+        assert str(error).startswith(f"The archive cut{kind} cannot be read (")
+        assert str(error).endswith("). Pack it again.")
+    else:
+        assert found == whole  # only the padding behind the last file was lost
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_ARCHIVE)
+def test_archive_cut_in_the_middle_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"cut{kind}"
+    path.write_bytes(packed(kind)[: len(packed(kind)) // 3])
+    with pytest.raises(InputError, match=r"The archive cut.* cannot be read .* Pack it again\."):
+        contents(path)
+
+
+@pytest.mark.parametrize("cut", [512, 700])
+def test_tar_that_ends_between_two_files_is_refused(tmp_path: Path, cut: int) -> None:
+    second = packed(".tar").index(b"cat/1.png")
+    path = tmp_path / "cut.tar"
+    path.write_bytes(packed(".tar")[: second + cut - 512])
+    with pytest.raises(InputError, match=r"cut\.tar cannot be read"):
+        contents(path)
+
+
+def test_tar_with_a_damaged_header_in_the_middle_is_refused(tmp_path: Path) -> None:
+    damaged = bytearray(packed(".tar"))
+    damaged[damaged.index(b"cat/1.png") + 100] ^= 1  # the file's mode: the checksum no longer holds
+    path = tmp_path / "damaged.tar"
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match="bad checksum"):
+        contents(path)
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_ARCHIVE)
+@settings(max_examples=60)
+@given(data=st.data())
+def test_damaged_archive_raises_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"damaged{kind}"
+    damaged = bytearray(packed(kind))
+    for place in data.draw(st.lists(st.integers(0, len(damaged) - 1), min_size=1, max_size=8)):
+        damaged[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(damaged)
+    try:
+        found = contents(path)
+    except InputError as error:
+        assert "damaged" in str(error) or "is a pickle" in str(error)
+    else:
+        assert all(not PurePosixPath(name).is_absolute() for name in found)
+
+
+def test_encrypted_zip_is_refused(tmp_path: Path) -> None:
+    # The zip of three PNGs with the first bit of every flag set, as an encrypted archive has it.
+    locked = bytearray(packed(".zip"))
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = locked.find(signature)
+        while place >= 0:
+            locked[place + flags] |= 1
+            place = locked.find(signature, place + 1)
+    path = tmp_path / "locked.zip"
+    path.write_bytes(locked)
+    with pytest.raises(InputError, match=r"locked\.zip cannot be read .*encrypted"):
+        contents(path)
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_ARCHIVE)
+def test_file_that_is_no_archive_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"text{kind}"
+    path.write_text("hello " * 1000)
+    with pytest.raises(InputError, match="cannot be read"):
+        contents(path)
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="cannot be read"):
+        contents(path)
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_ARCHIVE)
+def test_names_stay_inside(tmp_path: Path, kind: str) -> None:
+    names = ["/cat/1.png", "../cat/2.png", "./cat/3.png", "x/../cat/4.png", "//cat//5.png", "../../../cat/6.png"]
+    path = make(tmp_path, kind, {"./": None} | {name: png(1) for name in names})
+    assert list(contents(path)) == [f"cat/{number}.png" for number in range(1, 7)]
+
+
+def test_zip_with_backslashes(tmp_path: Path) -> None:
+    path = make(tmp_path, ".zip", {"pets\\cat\\1.png": png(1), "pets\\dog\\": b""})
+    assert contents(path) == {"pets/cat/1.png": png(1), "pets/dog": None}
+
+
+def test_links_in_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = make(tmp_path, "folder", {"cat/1.png": png(1)})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "2.png").write_bytes(png(2))
+    (path / "dog").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (path / "loop").symlink_to(path, target_is_directory=True)
+    (path / "cat" / "2.png").symlink_to(tmp_path / "elsewhere" / "2.png")
+    assert contents(path) == {"cat": None, "cat/1.png": png(1), "cat/2.png": png(2)}
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["dog", "loop"]
+
+
+def test_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    path = make(tmp_path, "folder", {"cat/1.png": png(1)})
+    (path / "cat" / "2.png").symlink_to(tmp_path / "nothing.png")
+    with pytest.raises(InputError, match=r"The folder source cannot be read .*2\.png"):
+        contents(path)
+    with pytest.raises(InputError, match=r"The folder source cannot be read .*2\.png"):
+        sha256(path)
+
+
+def test_pipe_in_a_folder_is_passed_over(tmp_path: Path) -> None:
+    path = make(tmp_path, "folder", {"cat/1.png": png(1)})
+    os.mkfifo(path / "cat" / "2.png")
+    assert contents(path) == {"cat": None, "cat/1.png": png(1)}
+    assert len(sha256(path)) == 64
+
+
+def test_links_in_a_tar_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with tarfile.open(tmp_path / "links.tar", "w") as archive:
+        for name, kind in (("cat/1.png", tarfile.SYMTYPE), ("cat/2.png", tarfile.LNKTYPE)):
+            item = tarfile.TarInfo(name)
+            item.type, item.linkname = kind, "/etc/passwd"
+            archive.addfile(item)
+    assert contents(tmp_path / "links.tar") == {}
+    assert "2 links in links.tar are left out" in caplog.text
+
+
+def test_links_in_a_zip_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with zipfile.ZipFile(tmp_path / "links.zip", "w") as archive:
+        item = zipfile.ZipInfo("cat/1.png")
+        item.external_attr = 0o120777 << 16
+        archive.writestr(item, "/etc/passwd")
+    assert contents(tmp_path / "links.zip") == {}
+    assert "1 links in links.zip are left out" in caplog.text
+
+
+def cifar_records(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels uint8 [N] and pixels uint8 [N, 3072], as in CIFAR-10's files."""
+    random = np.random.default_rng(seed)
+    return np.arange(count, dtype=np.uint8) % 10, random.integers(0, 256, (count, 3072), dtype=np.uint8)
+
+
+def pixels_of(data: bytes | None) -> np.ndarray:
+    """The picture's pixels in the order of CIFAR-10's files, uint8 [3072]."""
+    assert data is not None
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).transpose(2, 0, 1).reshape(-1)
+
+
+def test_cifar10_binary_batches(tmp_path: Path) -> None:
+    labels, pixels = cifar_records(20)
+    records = np.concatenate([labels[:, None], pixels], axis=1).tobytes()
+    batches: dict[str, bytes] = {f"data_batch_{number}.bin": records for number in range(1, 6)}
+    batches |= {"test_batch.bin": records, "batches.meta.txt": b"airplane", "readme.html": b"<html>"}
+    path = make(tmp_path, ".tar.gz", {f"cifar-10-batches-bin/{name}": data for name, data in batches.items()})
+    found = contents(path)
+    assert found.pop("cifar-10-batches-bin/readme.html") == b""
+    counts = {"train": 100, "test": 20}
+    places = [(split, index) for split, count in counts.items() for index in range(count)]
+    names = [f"{split}/{CIFAR10_CLASSES[index % 10]}/{index:05}.bmp" for split, index in places]
+    assert list(found) == names
+    assert np.array_equal(pixels_of(found["train/cat/00043.bmp"]), pixels[3])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [(b"", "cut short"), (bytes(3072), "cut short"), (b"\x0a" + bytes(3072), "label of 10")]
+)
+def test_damaged_cifar10_binary_batch_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        contents(make(tmp_path, ".tar", {"cifar-10-batches-bin/data_batch_1.bin": data}))
+
+
+class _Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (self.path,)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["data_batch_1", "test_batch"])
+def test_pickle_that_is_not_the_official_one_is_not_opened(tmp_path: Path, kind: str, name: str) -> None:
+    proof = tmp_path / "opened"
+    payload = pickle.dumps(_Payload(proof))
+    pickle.loads(payload)  # noqa: S301  shows that the payload does what the test looks for
+    assert proof.exists()
+    proof.unlink()
+    path = make(tmp_path, kind, {f"cifar-10-batches-py/{name}": payload})
+    with pytest.raises(InputError, match=rf"{name} is a pickle that differs from the official"):
+        contents(path)
+    assert not proof.exists()
+
+
+def test_official_pickle_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, pixels = cifar_records(20, seed=1)
+    batch = pickle.dumps({"data": pixels, "labels": labels.tolist()}, protocol=2)
+    # torchvision holds the official checksums; the official files are too large for a test.
+    checksum = hashlib.md5(batch, usedforsecurity=False).hexdigest()
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_2", checksum]])
+    found = contents(make(tmp_path, ".tar.gz", {"cifar-10-batches-py/data_batch_2": batch}))
+    assert list(found)[3] == "train/cat/00023.bmp"
+    assert np.array_equal(pixels_of(found["train/cat/00023.bmp"]), pixels[3])
+
+
+@pytest.mark.parametrize("name", ["", "nothing", "no/such/folder", "~nobody-of-that-name/x", "a" * 5000, "a\0b"])
+def test_path_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^There is nothing at '.*Name a folder, an archive, or cifar10\.$"):
+        locate(name, tmp_path)
+
+
+def test_file_that_is_neither_folder_nor_archive(tmp_path: Path) -> None:
+    (tmp_path / "data.rar").write_bytes(b"Rar!")
+    os.mkfifo(tmp_path / "pipe.zip")
+    for name in ("data.rar", "pipe.zip"):
+        with pytest.raises(InputError, match=r"is no archive that can be read\. Use one of \.zip, "):
+            locate(str(tmp_path / name), tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_locate_what_there_is(tmp_path: Path, kind: str) -> None:
+    path = make(tmp_path, kind, {"cat/1.png": png(1)})
+    assert locate(str(path), tmp_path) == path
+
+
+def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = make(tmp_path, ".zip", {})
+    assert locate("~/source.zip", tmp_path) == path
+
+
+def test_folder_named_cifar10_goes_before_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cifar10").mkdir()
+    assert locate("cifar10", tmp_path) == Path("cifar10")
+
+
+def test_download_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: nobody answers
+    with pytest.raises(InputError, match=r"CIFAR-10 could not be downloaded .*cifar-10-python\.tar\.gz"):
+        locate("cifar10", tmp_path / "cache")
+
+
+def test_hash_of_an_archive_is_that_of_its_bytes(tmp_path: Path) -> None:
+    path = make(tmp_path, ".zip", {"cat/1.png": png(1)})
+    assert sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_hash_of_a_folder_follows_what_it_holds(tmp_path: Path) -> None:
+    path = make(tmp_path, "folder", {"cat/1.png": png(1), "dog/1.png": png(2), "dog/2.png": png(3)})
+    seen = [sha256(path)]
+    (path / "dog" / "1.png").write_bytes(png(4))
+    seen.append(sha256(path))
+    (path / "dog" / "1.png").rename(path / "dog" / "3.png")
+    seen.append(sha256(path))
+    (path / "fish").mkdir()  # an empty class is a problem that has to be seen
+    seen.append(sha256(path))
+    assert len(set(seen)) == 4
+    (path / ".DS_Store").write_bytes(b"litter")
+    (path / "__MACOSX").mkdir()
+    assert sha256(path) == seen[-1]
+
+
+def test_hash_of_a_folder_does_not_depend_on_where_or_in_what_order_it_was_made(tmp_path: Path) -> None:
+    files = classes({"cat": 2, "dog": 2})
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first = make(tmp_path / "a", "folder", files)
+    second = make(tmp_path / "b", "folder", dict(reversed(files.items())))
+    assert sha256(first) == sha256(second)
+
+
+def test_file_names_that_are_not_unicode(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    (folder / "cat").mkdir(parents=True)
+    Path(os.fsdecode(os.fsencode(folder) + b"/cat/\xff.png")).write_bytes(png(1))
+    assert len(sha256(folder)) == 64
+    assert contents(folder) == {"cat": None, "cat/\udcff.png": png(1)}
+
+
+def test_the_whole_of_cifar10(cifar10_archive: Path) -> None:
+    found = Counter(entry.path.parts[1:3] for entry in read(cifar10_archive) if is_jpeg(entry))
+    assert found == Counter(
+        {(split, name): count for split, count in (("train", 5000), ("test", 1000)) for name in CIFAR10_CLASSES}
+    )
+
+
+def is_jpeg(entry: Entry) -> bool:
+    """Whether the entry holds a JPEG."""
+    return entry.data is not None and entry.data.startswith(b"\xff\xd8\xff")
