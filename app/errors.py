@@ -1,0 +1,240 @@
+"""The service's errors, and how every error becomes an RFC 9457 problem document."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.requests import Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from training.errors import CorruptImageError, ImageError, ImageTooLargeError, UnsupportedImageError
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457)."""
+
+    type: str = Field(description="What kind of problem it is: a name that programs can compare.")
+    title: str = Field(description="The kind of problem in words.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What is wrong with this request, and what to do.")
+
+
+class ServiceError(Exception):
+    """Root of every error that this package raises on purpose. Its text is shown to the client."""
+
+    status = 500
+    kind = "service-error"
+    title = "The service failed"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers of the answer."""
+        return {}
+
+
+class InvalidRequestError(ServiceError):
+    """The request cannot be understood as it is."""
+
+    status = 422
+    kind = "invalid-request"
+    title = "Invalid request"
+
+
+class UnsupportedMediaError(ServiceError):
+    """The body is of a type that this address does not take."""
+
+    status = 415
+    kind = "unsupported-media-type"
+    title = "Unsupported media type"
+
+
+class TooManyFilesError(ServiceError):
+    """One request holds more files than are taken at once."""
+
+    status = 413
+    kind = "too-many-files"
+    title = "Too many files"
+
+
+class BodyTooLargeError(ServiceError):
+    """The request body is larger than the limit."""
+
+    status = 413
+    kind = "body-too-large"
+    title = "Request body too large"
+
+
+class UnauthorizedError(ServiceError):
+    """The request carries no key, or a wrong one."""
+
+    status = 401
+    kind = "unauthorized"
+    title = "API key needed"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class UnknownModelError(ServiceError):
+    """No model, or no version of it, has that name."""
+
+    status = 404
+    kind = "unknown-model"
+    title = "Unknown model or version"
+
+
+class RetryableError(ServiceError):
+    """The same request may well succeed later.
+
+    Args:
+        detail: what is wrong.
+        retry_after: seconds to wait before the next try.
+    """
+
+    status = 503
+    kind = "unavailable"
+    title = "Unavailable for now"
+
+    def __init__(self, detail: str, retry_after: int) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Retry-After": str(self.retry_after)}
+
+
+class ModelUnavailableError(RetryableError):
+    """The model is there, but cannot be used."""
+
+    kind = "model-unavailable"
+    title = "Model unavailable"
+
+
+class NotReadyError(RetryableError):
+    """The service is still starting."""
+
+    kind = "not-ready"
+    title = "Not ready"
+
+
+class ClosingError(RetryableError):
+    """The service is shutting down, or has unloaded the model."""
+
+    kind = "closing"
+    title = "Shutting down"
+
+
+class OverloadedError(RetryableError):
+    """More pictures are in work than the limit allows."""
+
+    status = 429
+    kind = "overloaded"
+    title = "Too many pictures in work"
+
+
+class InferenceError(ServiceError):
+    """The network failed on one picture."""
+
+    kind = "inference-failed"
+    title = "The model failed on this picture"
+
+
+_IMAGE_PROBLEMS: Mapping[type[ImageError], tuple[int, str, str]] = {
+    UnsupportedImageError: (415, "unsupported-image", "Not a picture that can be read"),
+    CorruptImageError: (422, "corrupt-image", "Damaged picture"),
+    ImageTooLargeError: (413, "image-too-large", "Picture too large"),
+}
+
+
+def problem(error: Exception) -> Problem:
+    """Describe an error for the client. One that nobody foresaw is logged, and tells nothing of the inside."""
+    if isinstance(error, ServiceError):
+        return _problem(error.status, error.kind, error.title, str(error))
+    if isinstance(error, ImageError):
+        return _problem(*_IMAGE_PROBLEMS[type(error)], str(error))
+    log.error("Unexpected error", exc_info=error)
+    return _internal()
+
+
+def respond(error: Exception) -> Response:
+    """Make the answer to a request that ended with an error."""
+    headers = error.headers if isinstance(error, ServiceError) else {}
+    return _response(problem(error), headers)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What an operation's OpenAPI entry says about its problem answers."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of an application a problem document."""
+    app.add_exception_handler(ServiceError, _expected)
+    app.add_exception_handler(ImageError, _expected)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _problem(status: int, kind: str, title: str, detail: str) -> Problem:
+    return Problem(type=f"urn:refit:problem:{kind}", title=title, status=status, detail=detail)
+
+
+def _internal() -> Problem:
+    detail = "The service failed on this request. Its log says why."
+    return _problem(500, "internal-error", "Internal error", detail)
+
+
+def _response(document: Problem, headers: Mapping[str, str] | None, **members: Any) -> Response:
+    return JSONResponse(document.model_dump() | members, document.status, headers, media_type=MEDIA_TYPE)
+
+
+async def _expected(_: Request, error: Exception) -> Response:
+    return respond(error)
+
+
+async def _unexpected(_: Request, __: Exception) -> Response:
+    # Starlette raises the error on after this, and the server logs it: it is not logged here a second time.
+    return _response(_internal(), {})
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # the client hung up: nobody reads this
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 (registered for this type only)
+    phrase = HTTPStatus(error.status_code).phrase
+    details = {
+        404: f"There is nothing at {request.url.path}. See /docs for what there is.",
+        405: f"{request.method} is not possible at {request.url.path}. See /docs for what is.",
+    }
+    detail = error.detail if error.detail != phrase else details.get(error.status_code, phrase)
+    document = Problem(type="about:blank", title=phrase, status=error.status_code, detail=detail)
+    return _response(document, error.headers)
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 (registered for this type only)
+    found = [_explain(entry) for entry in error.errors()]
+    document = _problem(422, "invalid-request", "Invalid request", "; ".join(found) + ". See /docs.")
+    return _response(document, {}, errors=found)
+
+
+def _explain(entry: Mapping[str, Any]) -> str:
+    place: Sequence[Any] = entry["loc"]
+    return f"{place[0]} parameter '{'.'.join(map(str, place[1:]))}' is {entry['input']!r}: {entry['msg']}"

@@ -1,0 +1,74 @@
+"""The application: puts the parts together, starts them and shuts them down."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
+
+from app import errors
+from app.api import health, models, predict
+from app.middleware import ApiKey, BodyLimit
+from app.registry import Registry
+from app.service import Service
+from app.serving.admission import Admission
+from app.serving.image import Decoder
+from app.settings import Settings
+from training import machine
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Make the application.
+
+    Args:
+        settings: read from the environment unless given.
+
+    Raises:
+        pydantic.ValidationError: a setting in the environment is wrong.
+        training.errors.InputError: the device is not present.
+    """
+    settings = settings or Settings()
+    device = machine.choose_device(settings.device)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        machine.set_threads(settings.workers)
+        service = Service(
+            settings,
+            Registry(settings.models_dir, settings.default_model, settings.max_batch, device),
+            Decoder(settings.max_pixels, settings.workers),
+            Admission(settings.max_inflight),
+        )
+        app.state.service = service
+        # Beside the server, not before it: it can say that it lives and is not ready while models load.
+        loading = asyncio.create_task(service.registry.load_all())
+        if settings.workers > 1:
+            # The workers share one port, and nobody can choose which of them answers: only those that are ready listen.
+            await loading
+        try:
+            yield
+        finally:
+            loading.cancel()
+            with suppress(asyncio.CancelledError):
+                await loading
+            await service.registry.close()
+            service.decoder.close()
+
+    app = FastAPI(
+        title="Refit",
+        description="Classifies pictures with the models in a folder of artifacts.",
+        lifespan=lifespan,
+    )
+    errors.install(app)
+    keys = [key.get_secret_value() for key in settings.api_keys]
+    app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
+    if keys:
+        app.add_middleware(ApiKey, keys=keys)
+    # The middleware asks for the key, on every address; this says so in the OpenAPI document.
+    bearer, header = HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False)
+    secured = [Security(bearer), Security(header)] if keys else []
+    app.include_router(predict.router, dependencies=secured)
+    app.include_router(models.router, dependencies=secured)
+    app.include_router(health.router)
+    return app

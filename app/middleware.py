@@ -1,0 +1,76 @@
+"""What every request passes before it is routed: the limit on its body, and the API key."""
+
+import hmac
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import BodyTooLargeError, UnauthorizedError, respond
+
+_OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+
+
+class BodyLimit:
+    """Refuses a body that says it is too large before it is read, and one that turns out to be while it is read.
+
+    Args:
+        max_bytes: largest body that is taken.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if int(Headers(scope=scope).get("content-length", "0")) > self.max_bytes:
+            await respond(self._error())(scope, receive, send)
+            return
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.max_bytes:
+                raise self._error()
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _error(self) -> BodyTooLargeError:
+        return BodyTooLargeError(
+            f"The request body is larger than {self.max_bytes / 1e6:g} MB. Send fewer or smaller files, or have "
+            "APP_MAX_UPLOAD_MB raised."
+        )
+
+
+class ApiKey:
+    """Lets only requests with one of the keys pass; whether the service lives and is ready may be asked without.
+
+    Args:
+        keys: the keys, in plain text.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self.app = app
+        self.keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in _OPEN_PATHS or self._allowed(Headers(scope=scope)):
+            await self.app(scope, receive, send)
+            return
+        error = UnauthorizedError(
+            "Send one of the service's API keys in the header 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
+        )
+        await respond(error)(scope, receive, send)
+
+    def _allowed(self, headers: Headers) -> bool:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        # Every key is compared, and in constant time: how long it takes tells nothing.
+        matches = [hmac.compare_digest(given.encode("latin-1"), key) for key in self.keys]
+        return any(matches)

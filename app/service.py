@@ -1,0 +1,29 @@
+"""What a running service consists of, and how a request gets at it."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.registry import Registry
+from app.serving.admission import Admission
+from app.serving.image import Decoder
+from app.settings import Settings
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts that live as long as the service does."""
+
+    settings: Settings
+    registry: Registry
+    decoder: Decoder
+    admission: Admission
+
+
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(_service)]

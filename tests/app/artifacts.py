@@ -1,0 +1,62 @@
+"""Small real artifacts: untrained networks, written, hashed and read the way trained ones are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from training import artifact, export, resnet
+from training.artifact import Aliases, DataRecord, Manifest
+from training.normalisation import Normalisation
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SIZE = 32
+NORMALISATION = Normalisation((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+
+
+def write(models: Path, name: str, seed: int, classes: Sequence[str] = CLASSES, promote: bool = True) -> Path:
+    """Write the next version of a model and give its folder; the seed decides what it answers."""
+    torch.manual_seed(seed)
+    network = resnet.build("resnet20", len(classes), {"width": 8}).eval()
+    version = artifact.next_version(models, name)
+    with artifact.new_version(models, name) as folder:
+        save_file(network.state_dict(), folder / artifact.WEIGHTS)
+        # A low temperature: untrained networks are unsure, and answers that differ much are easier to tell apart.
+        export.save_script(export.Served(network, NORMALISATION, 0.1), SIZE, folder / artifact.SCRIPT)
+        artifact.write_manifest(folder, _manifest(name, version, seed, classes, folder))
+    if promote:
+        artifact.write_aliases(models, name, Aliases(production=version, history=(version,)))
+    return artifact.folder(models, name, version)
+
+
+def change_a_byte(path: Path) -> None:
+    """Change one byte in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+def _manifest(name: str, version: int, seed: int, classes: Sequence[str], folder: Path) -> Manifest:
+    return Manifest(
+        name=name,
+        version=version,
+        created="2026-01-01T00:00:00+00:00",
+        command="",
+        architecture="resnet20",
+        arguments={"width": 8},
+        classes=tuple(classes),
+        input_size=SIZE,
+        mean=NORMALISATION.mean,
+        std=NORMALISATION.std,
+        temperature=0.1,
+        metrics={},
+        data=DataRecord(sha256="", counts={}, made_splits=(), seed=seed),
+        recipe={},
+        seed=seed,
+        libraries={"torch": torch.__version__},
+        training_seconds=0,
+        machine="",
+        precision="float32",
+        files=artifact.record_files(folder),
+    )

@@ -1,0 +1,105 @@
+"""The service as its users run it: a process of its own on a free port."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+
+_START_SECONDS = 120
+
+
+class Server:
+    """A started server process; `url` is set once it listens, `log` holds what it has written so far."""
+
+    def __init__(self, models: Path, settings: dict[str, object], arguments: Sequence[str]) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
+        own = {f"APP_{name}".upper(): str(value) for name, value in settings.items()}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app", "serve", "--port", "0", *arguments],
+            env=clean | {"APP_MODELS_DIR": str(models), "APP_DEVICE": "cpu"} | own,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.url = ""
+        self.log: list[str] = []
+        self._listening = threading.Event()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def wait_listening(self) -> None:
+        """Wait until the port is known, or fail with the log."""
+        self._listening.wait(_START_SECONDS)
+        assert self.url, "the server did not start:\n" + "".join(self.log)
+
+    def wait_ready(self) -> None:
+        """Wait until the server says that it is ready, or fail with the log."""
+        self.wait_listening()
+        end = time.monotonic() + _START_SECONDS
+        while not self._ready():
+            assert time.monotonic() < end, "the server did not become ready:\n" + "".join(self.log)
+            time.sleep(0.05)
+
+    def _ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz").status_code == 200
+        except httpx.ConnectError:  # with several workers, the port is known before they listen
+            return False
+
+    def stop(self) -> int:
+        """End the server as a container engine does, and give its exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            code = self.process.wait(30)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self._reader.join()
+        return code
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        with self.process.stderr as lines:
+            for line in lines:
+                self.log.append(line)
+                found = re.search(r"running on (http://\S+)", line)
+                if found:
+                    self.url = found[1]
+                    self._listening.set()
+        self._listening.set()
+
+
+@contextmanager
+def serve(models: Path, *arguments: str, ready: bool = True, **settings: object) -> Iterator[Server]:
+    """Run a server until the block ends; with `ready` false, the block begins as soon as it listens."""
+    server = Server(models, settings, arguments)
+    try:
+        if ready:
+            server.wait_ready()
+        else:
+            server.wait_listening()
+        yield server
+    finally:
+        server.stop()
+
+
+def upload_begun(url: str, size: int = 1000) -> socket.socket:
+    """A connection on which a picture of `size` bytes is announced, and the server has begun to wait for it."""
+    address = urlsplit(url)
+    assert address.hostname and address.port
+    connection = socket.create_connection((address.hostname, address.port), timeout=60)
+    connection.sendall(
+        b"POST /predict HTTP/1.1\r\nHost: refit\r\nContent-Type: image/png\r\nExpect: 100-continue\r\n"
+        b"Content-Length: %d\r\n\r\n" % size
+    )
+    assert connection.recv(1000).startswith(b"HTTP/1.1 100")
+    return connection

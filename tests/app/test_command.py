@@ -1,0 +1,80 @@
+"""The command line: exit codes, messages, signals."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.app.pictures import png
+from tests.app.process import serve, upload_begun
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_wrong_settings_are_all_named() -> None:
+    ended = run("serve", APP_PORT="70000", APP_DEVICE="tpu")
+    assert ended.returncode == 2
+    assert "APP_PORT is '70000'" in ended.stderr
+    assert "APP_DEVICE is 'tpu'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_keys_are_not_shown() -> None:
+    ended = run("serve", APP_API_KEYS="secret,,other")
+    assert ended.returncode == 2
+    assert "APP_API_KEYS: " in ended.stderr
+    assert "secret" not in ended.stderr
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--port", "http"], ["serve", "--workers", "0"], ["sing"]])
+def test_wrong_arguments(arguments: list[str]) -> None:
+    assert run(*arguments).returncode == 2
+
+
+def test_device_that_is_not_there() -> None:
+    ended = run("serve", APP_DEVICE="cuda", CUDA_VISIBLE_DEVICES="")
+    assert ended.returncode == 2
+    assert "No CUDA device" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_port_that_is_taken(models: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ended = run("serve", "--port", str(taken.getsockname()[1]), APP_MODELS_DIR=str(models))
+    assert ended.returncode == 1
+    assert "address already in use" in ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_service_after_the_request_in_work(models: Path, number: signal.Signals) -> None:
+    with serve(models) as server:
+        data = png(1)
+        with upload_begun(server.url, len(data)) as connection:
+            server.process.send_signal(number)
+            connection.sendall(data)
+            assert b" 200 OK" in connection.recv(1000)
+        assert server.process.wait(30) == 0
+    assert not any("Traceback" in line for line in server.log)
+
+
+def test_workers_share_the_port(models: Path) -> None:
+    with serve(models, "--workers", "2") as server:
+        answers = [httpx.post(f"{server.url}/predict", files={"file": png(1)}) for _ in range(8)]
+        assert [answer.status_code for answer in answers] == [200] * 8
+        assert server.stop() == 0
+    assert sum("threads for torch" in line and "shared by 2" in line for line in server.log) == 2

@@ -1,0 +1,37 @@
+"""The application as a whole: its OpenAPI document."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.main import create_app
+from app.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder: Path = tmp_path_factory.mktemp("none")
+    return create_app(Settings(models_dir=folder, device="cpu")).openapi()
+
+
+def test_both_kinds_of_body_are_documented(document: dict[str, Any]) -> None:
+    content = document["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert set(content) == {"multipart/form-data", "image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"}
+    field = content["multipart/form-data"]["schema"]["properties"]["file"]
+    assert (field["type"], field["items"]["format"]) == ("array", "binary")
+
+
+def test_answers_are_documented(document: dict[str, Any]) -> None:
+    answers = document["paths"]["/predict"]["post"]["responses"]
+    assert answers["200"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Predictions"}
+    assert set(answers) == {"200", "404", "413", "415", "422", "429", "500", "503"}
+    problem = answers["415"]["content"]["application/problem+json"]["schema"]["$ref"]
+    assert problem.rpartition("/")[2] in document["components"]["schemas"]
+
+
+def test_page(client: httpx.Client) -> None:
+    answer = client.get("/docs")
+    assert answer.status_code == 200
+    assert "/openapi.json" in answer.text

@@ -1,0 +1,69 @@
+"""Settings: defaults that work, the environment, and what wrong values get."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No settings from the machine on which the tests run."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"APP_{name.upper()}", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_defaults() -> None:
+    settings = Settings()
+    assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8000, 1)
+    assert (settings.models_dir, settings.device, settings.default_model) == (Path("models"), "auto", None)
+    assert (settings.max_upload_bytes, settings.max_files, settings.max_pixels) == (20_000_000, 256, 50_000_000)
+    assert settings.api_keys == ()
+
+
+def test_environment_is_stronger_than_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("APP_PORT=9000\nAPP_WORKERS=2\nAPP_OF_ANOTHER_PROGRAM=1\n")
+    monkeypatch.setenv("APP_PORT", "9001")
+    settings = Settings()
+    assert (settings.port, settings.workers) == (9001, 2)
+
+
+def test_empty_value_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APP_API_KEYS", "")
+    monkeypatch.setenv("APP_DEFAULT_MODEL", "")
+    assert (Settings().api_keys, Settings().default_model) == ((), None)
+
+
+def test_keys_are_split_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APP_API_KEYS", "alpha, beta")
+    settings = Settings()
+    assert [key.get_secret_value() for key in settings.api_keys] == ["alpha", "beta"]
+    assert "alpha" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("APP_PORT", "70000"),
+        ("APP_PORT", "http"),
+        ("APP_WORKERS", "0"),
+        ("APP_DEVICE", "tpu"),
+        ("APP_MAX_BATCH", "0"),
+        ("APP_MAX_UPLOAD_MB", "0"),
+        ("APP_MAX_PIXELS", "-1"),
+        ("APP_API_KEYS", "alpha,,beta"),
+        ("APP_API_KEYS", " "),
+        ("APP_MAX_INFLIGHT", "100"),  # below the default of APP_MAX_FILES
+    ],
+)
+def test_wrong_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError):
+        Settings()
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
