@@ -77,7 +77,7 @@ def choose_device(name: str) -> torch.device:
     if name not in {"auto", "cpu", "cuda"}:
         raise InputError(f"Unknown device {name!r}. Use auto, cpu or cuda.")
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("No CUDA device is usable here. Use --device cpu, or auto to take what there is.")
+        raise InputError("No CUDA device is usable here. Choose the device cpu, or auto to take what there is.")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

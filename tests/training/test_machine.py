@@ -86,7 +86,7 @@ print((high - resident()) // 1_000_000)
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda"])
 def test_device(name: str) -> None:
     if name == "cuda" and not torch.cuda.is_available():
-        with pytest.raises(InputError, match=r"No CUDA device is usable here\. Use --device cpu"):
+        with pytest.raises(InputError, match=r"No CUDA device is usable here\. Choose the device cpu"):
             machine.choose_device(name)
     else:
         expected = "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
