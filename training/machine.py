@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # names of mallopt(3), from glibc's malloc.h
 
 
-def processors() -> int:
+def processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Processors that this process may keep busy: its affinity, cut by the cgroup's quota (v2 or v1)."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota()
+    quota = _cgroup_quota(cgroup)
     return allowed if quota == math.inf else max(1, min(allowed, math.ceil(quota)))
 
 
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
+def _cgroup_quota(root: Path) -> float:
     try:
         quota, period = Path(root, "cpu.max").read_text().split()
     except (OSError, ValueError):

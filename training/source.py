@@ -8,7 +8,6 @@ import os
 import pickle
 import posixpath
 import stat
-import struct
 import tarfile
 import zipfile
 import zlib
@@ -47,7 +46,6 @@ _UNREADABLE = (
     RuntimeError,
     NotImplementedError,
     ValueError,
-    struct.error,
 )
 
 

@@ -1,6 +1,6 @@
 """Sources as tensors: decoded, cached, split."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -10,9 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.training.sources import KINDS, classes, draw, encode, make, png
-from training.data import Dataset, cache_folder, load, partition
+from training.data import Dataset, _chunks, cache_folder, load, partition
 from training.errors import InputError
 from training.picture import decode
+from training.source import Entry
 
 BOTH = {"cat": 6, "dog": 6}
 BROKEN = png(1)[:100]
@@ -78,12 +79,10 @@ def test_more_pictures_than_are_decoded_at_once(tmp_path: Path) -> None:
     assert train.images[:, :2, 0, 0].tolist() == [[red, green] for red, green, _ in colours]
 
 
-def test_large_files_are_decoded_in_small_lots(tmp_path: Path) -> None:
-    bulky = encode(Image.new("RGB", (4000, 3000), "red"), "BMP")  # 36 MB: more than a lot after two
-    files = {f"{name}/{number}.bmp": bulky for name in BOTH for number in range(3)}
-    train = load(str(make(tmp_path, ".zip", files)), 16).splits["train"]
-    assert train.images.shape == (6, 3, 16, 16)
-    assert train.clusters.tolist() == [0] * 6
+def test_large_files_are_held_in_small_lots() -> None:
+    bulky = [Entry(PurePosixPath("cat/1.bmp"), bytes(30 << 20))] * 7
+    folder = Entry(PurePosixPath("cat"), None)
+    assert [len(chunk) for chunk in _chunks([folder, *bulky])] == [4, 3, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)

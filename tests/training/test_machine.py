@@ -38,19 +38,21 @@ def test_affinity_limits_the_processors() -> None:
     ("files", "quota"),
     [
         ({"cpu.max": "max 100000\n"}, math.inf),
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-        ({"cpu.max": "50000 100000\n"}, 0.5),
+        ({"cpu.max": "150000 100000\n"}, 2),  # one and a half keep two busy
+        ({"cpu.max": "100000 100000\n"}, 1),
+        ({"cpu.max": "50000 100000\n"}, 1),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
-        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
-        ({"cpu.max": "", "cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.0),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu.max": "", "cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
         ({}, math.inf),
     ],
 )
-def test_cgroup_quota(tmp_path: Path, files: dict[str, str], quota: float) -> None:
+def test_cgroup_quota_limits_the_processors(tmp_path: Path, files: dict[str, str], quota: float) -> None:
+    unlimited = machine.processors(tmp_path / "nothing")
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert machine._cgroup_quota(tmp_path) == quota
+    assert machine.processors(tmp_path) == min(unlimited, quota)
 
 
 def test_threads_are_shared_among_processes(caplog: pytest.LogCaptureFixture) -> None:

@@ -218,11 +218,18 @@ def test_huge_png_is_refused_by_its_header_alone() -> None:
         decode(data[:60], 32)
 
 
-def test_huge_webp_is_refused_before_its_canvas_is_allocated() -> None:
-    canvas = struct.pack("<I", 16_383 - 1)[:3]
-    header = b"VP8X" + struct.pack("<I", 10) + b"\x00" * 4 + canvas * 2
-    with pytest.raises(ImageTooLargeError, match="16383 x 16383"):
-        decode(b"RIFF" + struct.pack("<I", 4 + len(header)) + b"WEBP" + header, 32)
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        b"VP8X" + struct.pack("<I", 10) + bytes(4) + (16_382).to_bytes(3, "little") + (11_999).to_bytes(3, "little"),
+        b"VP8L" + struct.pack("<I", 5) + b"\x2f" + (16_382 | 11_999 << 14).to_bytes(4, "little"),
+        b"VP8 " + struct.pack("<I", 10) + b"\x10\x00\x00\x9d\x01\x2a" + struct.pack("<HH", 16_383, 12_000),
+    ],
+    ids=["extended", "lossless", "lossy"],
+)
+def test_huge_webp_is_refused_by_its_header_alone(chunk: bytes) -> None:
+    with pytest.raises(ImageTooLargeError, match="16383 x 12000"):
+        decode(b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk, 32)
 
 
 @settings(max_examples=50)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import struct
 import tarfile
 import zipfile
 from collections import Counter
@@ -159,6 +160,49 @@ def test_encrypted_zip_is_refused(tmp_path: Path) -> None:
     path.write_bytes(locked)
     with pytest.raises(InputError, match=r"locked\.zip cannot be read .*encrypted"):
         contents(path)
+
+
+def test_zip_with_damage_inside(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).bytes(5000)
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_STORED):
+        path = tmp_path / f"{method}.zip"
+        with zipfile.ZipFile(path, "w", method) as archive:
+            archive.writestr("cat/1.png", noise)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:40] + b"damage" * 10 + whole[100:])
+        with pytest.raises(InputError, match=r"\.zip cannot be read .* Pack it again\."):
+            contents(path)
+
+
+def test_zip_with_a_broken_name(tmp_path: Path) -> None:
+    path = make(tmp_path, ".zip", {"größe/1.png": png(1)})
+    path.write_bytes(path.read_bytes().replace("ö".encode(), b"\xff\xff"))
+    with pytest.raises(InputError, match=r"source\.zip cannot be read .* Pack it again\."):
+        contents(path)
+
+
+def test_zip_that_promises_more_than_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "source.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("cat/1.png", png(1))
+    damaged = bytearray(path.read_bytes())
+    directory = damaged.index(b"PK\x01\x02")
+    for place in (18, directory + 20):  # the sizes before the file and in the directory
+        damaged[place : place + 8] = struct.pack("<LL", 60_000, 60_000)
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"source\.zip cannot be read"):
+        contents(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_folder_that_may_not_be_read(tmp_path: Path) -> None:
+    path = make(tmp_path, "folder", {"cat/1.png": png(1), "dog/1.png": png(2)})
+    (path / "dog").chmod(0)
+    try:
+        with pytest.raises(InputError, match=r"The folder source cannot be read .*dog"):
+            contents(path)
+    finally:
+        (path / "dog").chmod(0o700)
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_ARCHIVE)

@@ -32,6 +32,11 @@ def test_different_pictures_are_not_joined() -> None:
     assert duplicate_clusters(tensor(*map(draw, range(300)))).tolist() == list(range(300))
 
 
+def test_different_pictures_of_little_contrast_are_not_joined() -> None:
+    pale = tensor(*map(draw, range(50))) // 8 + 200
+    assert duplicate_clusters(pale).tolist() == list(range(50))
+
+
 def test_repeats_are_joined() -> None:
     photo, other = draw(1), draw(2)
     brighter = ImageEnhance.Brightness(photo).enhance(1.1)
