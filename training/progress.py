@@ -53,6 +53,7 @@ class Bar:
             f"epoch {epoch.epoch:>3}/{epoch.epochs}  loss {epoch.loss:.4f}  accuracy {epoch.accuracy:.2%}  "
             f"validation loss {epoch.val_loss:.4f}  accuracy {epoch.val_accuracy:.2%}  {clock(epoch.seconds)}",
             highlight=False,
+            soft_wrap=True,
         )
 
 

@@ -44,7 +44,6 @@ _UNREADABLE = (
     EOFError,
     OSError,
     RuntimeError,
-    NotImplementedError,
     ValueError,
 )
 

@@ -1,15 +1,14 @@
 """Pictures for tests, and what a model says of them when it is asked directly."""
 
-import io
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from app.serving.engine import Probabilities
+from tests.encoding import encode
 from training import artifact, export, picture
 
 
@@ -17,13 +16,6 @@ def draw(seed: int, width: int = 48, height: int = 40) -> Image.Image:
     """A picture of a few coloured blocks; every seed gives another one."""
     blocks = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
-
-
-def encode(image: Image.Image, format_: str = "PNG", **options: Any) -> bytes:
-    """Encode a picture."""
-    file = io.BytesIO()
-    image.save(file, format_, **options)
-    return file.getvalue()
 
 
 def png(seed: int) -> bytes:

@@ -12,8 +12,9 @@ import pytest
 
 from app.serving.engine import Probabilities
 from tests.app.artifacts import CLASSES
-from tests.app.pictures import direct, draw, encode, png
+from tests.app.pictures import direct, draw, png
 from tests.app.process import Server
+from tests.encoding import encode
 
 REQUESTS = 2000
 CLIENTS = 20

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from app.serving.image import Decoder
-from tests.app.pictures import draw, encode, png
+from tests.app.pictures import draw, png
+from tests.encoding import encode
 from training import picture
 from training.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
 

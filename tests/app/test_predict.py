@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.app.artifacts import CLASSES
-from tests.app.pictures import direct, draw, encode, huge_png, png
+from tests.app.pictures import direct, draw, huge_png, png
+from tests.encoding import encode
 
 TOLERANCE = 1e-4  # a batch adds up in another order than a single picture does
 

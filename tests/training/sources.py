@@ -5,10 +5,11 @@ import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from tests.encoding import encode
 
 KINDS = ("folder", ".zip", ".tar", ".tar.gz", ".tar.xz")
 
@@ -19,13 +20,6 @@ def draw(seed: int, width: int = 32, height: int = 32) -> Image.Image:
     """A picture of soft blobs; every seed gives another one."""
     blobs = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(blobs).resize((width, height), Image.Resampling.BILINEAR)
-
-
-def encode(image: Image.Image, format_: str = "PNG", **options: Any) -> bytes:
-    """Encode a picture."""
-    file = io.BytesIO()
-    image.save(file, format_, **options)
-    return file.getvalue()
 
 
 def png(seed: int) -> bytes:

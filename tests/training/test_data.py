@@ -9,7 +9,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.training.sources import KINDS, classes, draw, encode, make, png
+from tests.encoding import encode
+from tests.training.sources import KINDS, classes, draw, make, png
 from training.data import Dataset, _chunks, cache_folder, load, partition
 from training.errors import InputError
 from training.picture import decode

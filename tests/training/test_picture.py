@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from tests.training.sources import draw, encode
+from tests.encoding import encode
+from tests.training.sources import draw
 from training.errors import CorruptImageError, ImageError, ImageTooLargeError, UnsupportedImageError
 from training.picture import FORMATS, decode, open_picture
 

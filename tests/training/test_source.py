@@ -6,8 +6,10 @@ import os
 import pickle
 import struct
 import tarfile
+import tempfile
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -18,12 +20,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from tests.training.sources import KINDS, Files, classes, draw, encode, make, png
+from tests.encoding import encode
+from tests.training.sources import KINDS, Files, classes, draw, make, png
 from training import source
 from training.errors import InputError
 from training.source import CIFAR10_CLASSES, Entry, locate, read, sha256
 
 KINDS_OF_ARCHIVE = KINDS[1:]
+NOBODY = 65534
 
 
 def contents(path: Path) -> dict[str, bytes | None]:
@@ -194,9 +198,22 @@ def test_zip_that_promises_more_than_it_holds(tmp_path: Path) -> None:
         contents(path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_folder_that_may_not_be_read(tmp_path: Path) -> None:
-    path = make(tmp_path, "folder", {"cat/1.png": png(1), "dog/1.png": png(2)})
+@pytest.fixture
+def ordinary_user() -> Iterator[Path]:
+    """A folder of a user who is not root: root may read everything."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        if user == 0:
+            os.chown(folder, NOBODY, -1)
+            os.seteuid(NOBODY)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(user)
+
+
+def test_folder_that_may_not_be_read(ordinary_user: Path) -> None:
+    path = make(ordinary_user, "folder", {"cat/1.png": png(1), "dog/1.png": png(2)})
     (path / "dog").chmod(0)
     try:
         with pytest.raises(InputError, match=r"The folder source cannot be read .*dog"):

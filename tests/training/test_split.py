@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from tests.training.sources import draw, encode
+from tests.encoding import encode
+from tests.training.sources import draw
 from training.picture import decode
 from training.source import read
 from training.split import duplicate_clusters, held_out
