@@ -48,7 +48,8 @@ class Manifest(_Record):
 
     A picture is resized (bilinear, antialiased, not cropped) to a square of `input_size` pixels, scaled to 0..1 and
     normalised by `mean` and `std`; `temperature` divides the logits. The script does all but the resizing.
-    `training_seconds` counts the epochs with their validation.
+    `training_seconds` counts the epochs with their validation. `parent` is the `name@version` that a version was
+    fine-tuned from, and `finetune` says how.
     """
 
     schema_version: Literal[1] = 1
@@ -73,7 +74,8 @@ class Manifest(_Record):
     training_seconds: float
     machine: str
     precision: str
-    parent: PositiveInt | None = None
+    parent: Annotated[str, Field(pattern=rf"^{NAME_PATTERN}@[1-9]\d*$")] | None = None
+    finetune: dict[str, Any] | None = None
     files: dict[str, FileRecord]
 
 

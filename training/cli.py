@@ -3,9 +3,10 @@
 import json
 import logging
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,11 +14,17 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from training import artifact, recipe, run
+from training.artifact import Manifest
 from training.errors import TrainingError
+from training.finetune import FinetuneJob
+from training.finetune import finetune as run_finetune
+from training.loop import Sink
 from training.machine import keep_freed_memory, set_threads
 from training.progress import Bar, JsonLines, clock
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Train, evaluate and list image classifiers.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Train, fine-tune, evaluate and list image classifiers."
+)
 
 
 class Device(StrEnum):
@@ -54,26 +61,62 @@ def train(
     """Train a model and write it as the next version."""
     _prepare()
     chosen = recipe.load(recipe_name, set_ or ())
-    command = ["python", "-m", "training", *(_file_name(part) for part in sys.argv[1:] if part != "--resume")]
-    job = run.Job(chosen, data, name, models, seed, device.value, command)
-    artifact.check_name(name)
-    log_file = run.runs_folder(models, name) / "log.jsonl"
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    log_file.unlink(missing_ok=True)
-    try:
-        with Bar(chosen.epochs) as bar:
-            manifest = run.train(job, [JsonLines(log_file), bar], resume)
-    except KeyboardInterrupt as error:
-        raise TrainingError("Interrupted. Finished epochs are kept: the same command with --resume goes on.") from error
-    test = manifest.metrics["test"]
-    low, high = test["accuracy_interval_95"]
-    Console().print(
-        f"{manifest.name} version {manifest.version}: {test['accuracy']:.2%} of {test['count']:,} test pictures "
-        f"({low:.2%} to {high:.2%}), trained in {clock(manifest.training_seconds)}.\n"
-        f"It lies in {artifact.folder(models, manifest.name, manifest.version)}; look at report/card.md.",
-        highlight=False,
-        soft_wrap=True,
+    job = run.Job(chosen, data, name, models, seed, device.value, _command())
+    manifest = _followed(models, name, chosen.epochs, lambda sinks: run.train(job, sinks, resume))
+    _conclude(models, manifest, f"trained in {clock(manifest.training_seconds)}.")
+
+
+@app.command()
+def finetune(  # noqa: PLR0913, PLR0917  each is an option, given by its name
+    base: Annotated[
+        str, typer.Option(help="Model to begin with: NAME for its version in production, or NAME@VERSION.")
+    ],
+    data: Data,
+    name: Annotated[str, typer.Option(help="Name of the model; the run becomes its next version.")],
+    models: Models = Path("models"),
+    method: Annotated[
+        Literal["auto", "head", "full", "lora"],
+        typer.Option(help="What is trained after the head: nothing, all weights, or low-rank adapters."),
+    ] = "auto",
+    classes: Annotated[
+        Literal["auto", "replace", "add"], typer.Option(help="Replace the base's classes, or add to them.")
+    ] = "auto",
+    epochs: Annotated[int | None, typer.Option(min=1, help="The first one fits the head alone.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Share of its size that a weight may change by.")] = None,
+    input_size: Annotated[int | None, typer.Option(help="Side of the network's input in pixels.")] = None,
+    base_data: Annotated[str | None, typer.Option(help="What the base was trained on, to remind it of.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run of this name.")] = False,
+    device: Device = Device.AUTO,
+    seed: int = 0,
+) -> None:
+    """Adapt a model to your pictures. What is not given is chosen from the data."""
+    _prepare()
+    job = FinetuneJob(
+        base=base,
+        source=data,
+        name=name,
+        models=models,
+        method=method,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        classes=classes,
+        seed=seed,
+        device=device.value,
+        command=_command(),
+        input_size=input_size,
+        base_data=base_data,
     )
+    manifest = _followed(models, name, None, lambda sinks: run_finetune(job, sinks, resume))
+    lost = manifest.metrics["forgetting"]
+    forgot = (
+        f" Of {lost['count']:,} pictures of the base's classes it knew {lost['before']:.2%} and now knows "
+        f"{lost['after']:.2%}."
+        if "count" in lost
+        else ""
+    )
+    _conclude(models, manifest, f"fine-tuned from {manifest.parent} in {clock(manifest.training_seconds)}.{forgot}")
 
 
 @app.command()
@@ -133,6 +176,35 @@ def _prepare() -> None:
     )
     keep_freed_memory()
     set_threads()
+
+
+def _command() -> list[str]:
+    return ["python", "-m", "training", *(_file_name(part) for part in sys.argv[1:] if part != "--resume")]
+
+
+def _followed(models: Path, name: str, epochs: int | None, start: Callable[[list[Sink]], Manifest]) -> Manifest:
+    """Start a run that shows and logs how it goes."""
+    artifact.check_name(name)
+    log_file = run.runs_folder(models, name) / "log.jsonl"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    log_file.unlink(missing_ok=True)
+    try:
+        with Bar(epochs) as bar:
+            return start([JsonLines(log_file), bar])
+    except KeyboardInterrupt as error:
+        raise TrainingError("Interrupted. Finished epochs are kept: the same command with --resume goes on.") from error
+
+
+def _conclude(models: Path, manifest: Manifest, how: str) -> None:
+    test = manifest.metrics["test"]
+    low, high = test["accuracy_interval_95"]
+    Console().print(
+        f"{manifest.name} version {manifest.version}: {test['accuracy']:.2%} of {test['count']:,} test pictures "
+        f"({low:.2%} to {high:.2%}), {how}\n"
+        f"It lies in {artifact.folder(models, manifest.name, manifest.version)}; look at report/card.md.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _file_name(part: str) -> str:

@@ -1,8 +1,11 @@
 """Data sets as uint8 tensors: decoded once, cached by the hash of their source."""
 
+import contextlib
+import dataclasses
 import json
 import logging
 import os
+import statistics
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +21,7 @@ from torch import Tensor
 from training import preflight, source
 from training.errors import ImageError, InputError
 from training.machine import processors
-from training.picture import Pixels, decode
+from training.picture import Pixels, decode, open_picture
 from training.split import duplicate_clusters, held_out
 
 log = logging.getLogger(__name__)
@@ -26,6 +29,7 @@ log = logging.getLogger(__name__)
 _CACHE_VERSION = 2  # part of the cache key: raise it whenever decoding or clustering changes
 _DECODED_AT_ONCE = 256
 _BYTES_AT_ONCE = 64 << 20  # of encoded pictures, so that large photos do not fill the memory
+_SURVEYED = 1000  # pictures whose size is looked at
 _FOLDERS = {"test": "test", "validation": "val"}
 TEST_SHARE = 0.2  # of a source that comes without a split
 
@@ -53,6 +57,22 @@ class Split:
         """The pictures for which `mask` (bool [N]) is True."""
         names = tuple(name for name, keep in zip(self.names, mask.tolist(), strict=True) if keep)
         return Split(self.images[mask], self.labels[mask], names, self.clusters[mask])
+
+    def relabelled(self, place: Tensor) -> "Split":
+        """The same pictures, each label replaced by what `place` (int64 [classes]) holds at it."""
+        return dataclasses.replace(self, labels=place[self.labels])
+
+    @classmethod
+    def joined(cls, *splits: "Split") -> "Split":
+        """One split of several; near-duplicates are known only within each of them."""
+        offsets = [sum(map(len, splits[:place])) for place in range(len(splits))]
+        clusters = [split.clusters + offset for split, offset in zip(splits, offsets, strict=True)]
+        return cls(
+            torch.cat([split.images for split in splits]),
+            torch.cat([split.labels for split in splits]),
+            tuple(name for split in splits for name in split.names),
+            torch.cat(clusters),
+        )
 
 
 @dataclass(frozen=True)
@@ -84,30 +104,72 @@ def cache_folder() -> Path:
     return Path(os.environ.get("REFIT_CACHE") or Path(base, "refit"))
 
 
-def load(name: str, size: int) -> Dataset:
+@dataclass(frozen=True)
+class Survey:
+    """What a source tells without being decoded: its classes, number of pictures, and their median shorter side."""
+
+    classes: tuple[str, ...]
+    count: int
+    side: int
+
+
+def survey(name: str) -> Survey:
+    """Look a SOURCE over without decoding it; what is wrong with it is passed over, `load` names that.
+
+    Raises:
+        InputError: the source cannot be read.
+    """
+    sides: list[int] = []
+    pictures: list[PurePosixPath] = []
+    folders: list[PurePosixPath] = []
+    for entry in source.read(source.locate(name, cache_folder())):
+        if entry.data is None:
+            folders.append(entry.path)
+        elif preflight.is_picture_name(entry.path):
+            pictures.append(entry.path)
+            if len(sides) < _SURVEYED:
+                with contextlib.suppress(ImageError):
+                    sides.append(min(open_picture(entry.data).size))
+    classes = preflight.inspect(pictures, folders).classes
+    return Survey(classes, len(pictures), int(statistics.median(sides)) if sides else 0)
+
+
+def load(name: str, size: int, least_classes: int = 2) -> Dataset:
     """Read a SOURCE into tensors, from the cache if it was read before.
 
     Args:
         name: `cifar10`, a folder or an archive.
         size: side of the square that every picture is resized to, in pixels.
+        least_classes: how many classes it has to have.
 
     Raises:
         InputError: lists every problem of the source.
     """
     path = source.locate(name, cache_folder())
     digest = source.sha256(path)
-    cached = cache_folder() / "datasets" / f"{digest[:32]}-{size}-v{_CACHE_VERSION}.safetensors"
-    if cached.exists():
-        try:
-            return _read_cache(cached)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("decoding %s again: its cached copy %s cannot be read (%s)", name, cached, error)
-    dataset = _decode_source(path, digest, size)
+    dataset = cached(digest, size)
+    if dataset and len(dataset.classes) >= least_classes:
+        return dataset
+    dataset = _decode_source(path, digest, size, least_classes)
     try:
-        _write_cache(cached, dataset)
+        _write_cache(_cache_path(digest, size), dataset)
     except OSError as error:
         log.warning("%s is not cached, so the next run decodes it again: %s", name, error)
     return dataset
+
+
+def cached(sha256: str, size: int) -> Dataset | None:
+    """A data set that was loaded before, by the hash of its source; None if no readable copy is kept."""
+    path = _cache_path(sha256, size)
+    try:
+        return _read_cache(path) if path.exists() else None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("the cached copy %s cannot be read and is passed over (%s)", path, error)
+        return None
+
+
+def _cache_path(sha256: str, size: int) -> Path:
+    return cache_folder() / "datasets" / f"{sha256[:32]}-{size}-v{_CACHE_VERSION}.safetensors"
 
 
 def partition(dataset: Dataset, validation: int, seed: int) -> Partition:
@@ -137,7 +199,7 @@ def partition(dataset: Dataset, validation: int, seed: int) -> Partition:
     return Partition(splits["train"], splits["validation"], splits["test"], tuple(made))
 
 
-def _decode_source(path: Path, digest: str, size: int) -> Dataset:
+def _decode_source(path: Path, digest: str, size: int, least_classes: int) -> Dataset:
     pixels: dict[PurePosixPath, Pixels] = {}
     damaged: dict[PurePosixPath, str] = {}
     folders: list[PurePosixPath] = []
@@ -151,7 +213,7 @@ def _decode_source(path: Path, digest: str, size: int) -> Dataset:
             damaged[entry.path] = str(result)
         else:
             pixels[entry.path] = result
-    findings = preflight.inspect(list(pixels), folders, damaged, others)
+    findings = preflight.inspect(list(pixels), folders, damaged, others, least_classes)
     for warning in findings.warnings:
         log.warning("%s", warning)
     if findings.errors:

@@ -1,7 +1,7 @@
 """How good a classifier is: accuracy, loss, calibration, and where it errs."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,16 +10,17 @@ from torch.nn import functional as F
 
 from training.data import Split
 
-_BATCH = 500
+_PIXELS = 500 * 32 * 32  # of the pictures that are computed at once
 _BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean cross entropy in nats, and the share of right answers, 0 to 1."""
+    """Mean cross entropy in nats, the share of right answers and the mean F1 of the classes that occur, 0 to 1."""
 
     loss: float
     accuracy: float
+    macro_f1: float
 
 
 @torch.inference_mode()
@@ -35,7 +36,7 @@ def logits(
     `prepare` turns a batch of them into the network's input.
     """
     rows = []
-    for batch in images.split(_BATCH):
+    for batch in images.split(max(1, _PIXELS // images.shape[-1] ** 2)):
         ready = prepare(batch.to(device)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             rows.append(network(ready).float().cpu())
@@ -52,7 +53,13 @@ def score(
     """Score a split with the network in evaluation mode; it is left in that mode."""
     network.eval()
     out = logits(network, prepare, split.images, device, precision)
-    return Scores(float(F.cross_entropy(out, split.labels)), accuracy(out, split.labels))
+    return scores(out, split.labels)
+
+
+def scores(out: Tensor, labels: Tensor) -> Scores:
+    """Score logits float [N, classes] against labels int64 [N]."""
+    classes = per_class(confusion(out, labels), map(str, range(out.shape[1])))
+    return Scores(float(F.cross_entropy(out, labels)), accuracy(out, labels), macro_f1(classes))
 
 
 def accuracy(out: Tensor, labels: Tensor) -> float:
@@ -127,6 +134,12 @@ def per_class(matrix: Tensor, names: Iterable[str]) -> dict[str, dict[str, float
     }
 
 
+def macro_f1(classes: Mapping[str, Mapping[str, float]]) -> float:
+    """Mean F1 of the classes that occur, from `per_class`."""
+    found = [row["f1"] for row in classes.values() if row["count"]]
+    return sum(found) / len(found)
+
+
 def metrics(out: Tensor, labels: Tensor, names: Iterable[str]) -> dict[str, object]:
     """All figures of one split, ready for JSON, from calibrated logits float [N, classes]."""
     share = accuracy(out, labels)
@@ -136,7 +149,7 @@ def metrics(out: Tensor, labels: Tensor, names: Iterable[str]) -> dict[str, obje
         "count": len(labels),
         "accuracy": share,
         "accuracy_interval_95": list(accuracy_interval(share, len(labels))),
-        "macro_f1": sum(row["f1"] for row in classes.values()) / len(classes),
+        "macro_f1": macro_f1(classes),
         "loss": float(F.cross_entropy(out.double(), labels)),
         "calibration_error": calibration_error(out, labels),
         "per_class": classes,

@@ -1,10 +1,10 @@
-"""One training run, from a network with fresh weights to a trained one."""
+"""One training run, from a network with fresh weights, or with those of earlier epochs, to a trained one."""
 
 import dataclasses
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,9 +14,13 @@ from torch.nn import functional as F
 
 from training import evaluate
 from training.augment import alternating_flip, cutout, random_crop
+from training.balance import picture_weights
 from training.checkpoint import Checkpoint
 from training.data import Partition, Split
+from training.early_stopping import BestEpoch
 from training.errors import TrainingError
+from training.evaluate import Scores
+from training.layers import freeze, train_mode
 from training.machine import fast_bfloat16
 from training.normalisation import Normalisation
 from training.optim import make_optimizers, rate
@@ -24,17 +28,22 @@ from training.recipe import Augment, Recipe
 
 log = logging.getLogger(__name__)
 
+Penalty = Callable[[Tensor, Tensor], Tensor]
+
 _PREPARED_WITH = 5000  # training pictures that a first layer is set from; more change nothing
 
 
 @dataclass(frozen=True)
 class Step:
-    """Progress inside an epoch: the share of the run that is done, and running figures of this epoch."""
+    """Progress inside an epoch: the share of the run that is done, and running figures of this epoch.
+
+    Loss and accuracy are None while there are none yet, as when features are computed for the first layer to train.
+    """
 
     epoch: int
     done: float
-    loss: float
-    accuracy: float
+    loss: float | None
+    accuracy: float | None
     images_per_second: float
     eta_seconds: float
 
@@ -49,11 +58,15 @@ class Epoch:
     accuracy: float
     val_loss: float
     val_accuracy: float
+    val_macro_f1: float
     seconds: float
 
 
 class Sink(Protocol):
-    """Something that wants to know how a run goes: a progress bar, a log, a job's status."""
+    """Something that wants to know how a run goes: a progress bar, a log, a job's status.
+
+    What it raises ends the run; the last checkpoint is kept.
+    """
 
     def step(self, step: Step) -> None:
         """Called about once a second."""
@@ -62,7 +75,7 @@ class Sink(Protocol):
         """Called after every epoch, once its checkpoint is on disk; a resumed run begins with those before it."""
 
 
-def train(
+def train(  # noqa: PLR0913  the parts of a run, each by its name
     network: nn.Module,
     data: Partition,
     recipe: Recipe,
@@ -72,8 +85,10 @@ def train(
     normalise: Normalisation,
     sinks: Sequence[Sink] = (),
     checkpoint: Checkpoint | None = None,
+    earlier: Sequence[Epoch] = (),
+    penalty: Penalty | None = None,
 ) -> list[Epoch]:
-    """Train `network` in place and return what each epoch gave.
+    """Train `network` in place and return what each epoch gave; with early stopping it keeps the best epoch's weights.
 
     Order, augmentation and dropout of an epoch depend on `seed` and the epoch's number alone, so a run that is resumed
     after its last finished epoch goes on exactly as it would have without the interruption.
@@ -81,35 +96,45 @@ def train(
     Args:
         normalise: maps uint8 pictures to the network's input.
         checkpoint: written after every epoch; None for no checkpoints.
+        earlier: epochs of this run that the network has been through already; a first layer that is set from the
+            pictures then stays as it is.
+        penalty: maps a batch's input and logits to a number that is added to its loss.
 
     Raises:
         TrainingError: the loss is no longer finite, or memory ran out; the last good checkpoint is kept.
     """
     prepare = getattr(network, "prepare", None)
-    if prepare:
+    if prepare and not earlier:
         prepare(normalise(data.train.images[:: max(1, len(data.train) // _PREPARED_WITH)]))
     network.to(device).to(memory_format=torch.channels_last)
-    optimizers = make_optimizers(network, recipe.optimizer)
+    freeze(network, recipe.freeze)
     precision = autocast_dtype(recipe, device)
-    history: list[Epoch] = []
-    if checkpoint and checkpoint.resume:
-        history = _restore(checkpoint.read(), network, optimizers)
-        for sink in sinks:
-            for earlier in history:
-                sink.epoch(earlier)
-    parts = _Parts(network, optimizers, _on_device(data.train, device), recipe, normalise, precision, seed)
+    split = _on_device(data.train, device)
+    optimizers = make_optimizers(network, recipe.optimizer)
+    parts = _Parts(network, optimizers, split, recipe, normalise, precision, seed, penalty)
+    best = BestEpoch(recipe.early_stopping)
+    history = _begin(parts, best, checkpoint, earlier)
+    for sink in sinks:
+        for finished in history:
+            sink.epoch(finished)
     log.info("training %d epochs of %d pictures in %s on %s", recipe.epochs, len(data.train), precision, device)
     for epoch in range(len(history), recipe.epochs):
+        if best.is_over(epoch):
+            log.info("stopped after epoch %d: none was better than epoch %d", epoch, best.epoch)
+            break
         started = time.perf_counter()
         before = history[-1].seconds if history else 0.0
         loss, accuracy = _train_epoch(parts, epoch, _Watch(sinks, epoch, recipe.epochs, before))
-        scores = evaluate.score(network, normalise, data.validation, device, precision)
+        scores = _validate(parts, epoch, data.validation, device)
         seconds = round(before + time.perf_counter() - started, 3)
-        history.append(Epoch(epoch + 1, recipe.epochs, loss, accuracy, scores.loss, scores.accuracy, seconds))
+        history.append(Epoch(epoch + 1, recipe.epochs, loss, accuracy, *dataclasses.astuple(scores), seconds))
+        if not _low_size(recipe, _last_step(parts, epoch)):
+            best.consider(epoch + 1, scores, network)
         if checkpoint:
-            checkpoint.write(_state(network, optimizers, history))
+            checkpoint.write(_state(parts, best, history))
         for sink in sinks:
             sink.epoch(history[-1])
+    best.apply(network)
     return history
 
 
@@ -131,6 +156,44 @@ class _Parts:
     normalise: Normalisation
     precision: torch.dtype
     seed: int
+    penalty: Penalty | None
+
+
+def _begin(parts: _Parts, best: BestEpoch, checkpoint: Checkpoint | None, earlier: Sequence[Epoch]) -> list[Epoch]:
+    """The epochs that are behind the run: those of the checkpoint that it resumes from, or those done before it."""
+    if checkpoint and checkpoint.resume:
+        return _restore(checkpoint.read(), parts, best)
+    history = list(earlier)
+    if history:
+        last = history[-1]
+        best.consider(last.epoch, Scores(last.val_loss, last.val_accuracy, last.val_macro_f1), parts.network)
+        if checkpoint:
+            checkpoint.write(_state(parts, best, history))
+    return history
+
+
+def _validate(parts: _Parts, epoch: int, split: Split, device: torch.device) -> Scores:
+    """Score the validation split at the size that the epoch's last step was trained at."""
+    size = _low_size(parts.recipe, _last_step(parts, epoch))
+    return evaluate.score(
+        parts.network, lambda images: _resized(parts.normalise(images), size), split, device, parts.precision
+    )
+
+
+def _low_size(recipe: Recipe, done: float) -> int | None:
+    """Side of the pictures, in pixels, up to the share `done` of all steps; None for the full size."""
+    low = recipe.low_resolution
+    return low.size if low and done < low.fraction else None
+
+
+def _last_step(parts: _Parts, epoch: int) -> float:
+    """The share of all steps that is done when an epoch's last one begins."""
+    batches = len(parts.split) // parts.recipe.batch_size
+    return (epoch + (batches - 1) / batches) / parts.recipe.epochs
+
+
+def _resized(images: Tensor, size: int | None) -> Tensor:
+    return images if size is None else F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
 def _train_epoch(parts: _Parts, epoch: int, watch: "_Watch") -> tuple[float, float]:
@@ -144,19 +207,20 @@ def _train_epoch(parts: _Parts, epoch: int, watch: "_Watch") -> tuple[float, flo
     mirrored_first = torch.rand(count, device=device, generator=of_run) < 0.5
     total_loss = torch.zeros((), device=device)
     correct = torch.zeros((), device=device)
-    parts.network.train()
+    weights = picture_weights(split.labels) if recipe.class_weights == "balanced" else None
+    train_mode(parts.network, recipe.freeze)
     for step in range(batches):
         done = (epoch + step / batches) / recipe.epochs
         chosen = order[step * batch : (step + 1) * batch]
         labels = split.labels[chosen]
         images = parts.normalise(split.images[chosen])
         images = _augmented(images, mirrored_first[chosen], recipe.augment, epoch, generator)
-        if recipe.low_resolution and done < recipe.low_resolution.fraction:
-            images = F.interpolate(images, size=(recipe.low_resolution.size,) * 2, mode="bilinear", antialias=True)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = _resized(images, _low_size(recipe, done)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, parts.precision, enabled=parts.precision != torch.float32):
             logits = parts.network(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+        loss = _loss(logits.float(), labels, None if weights is None else weights[chosen], recipe.label_smoothing)
+        if parts.penalty:
+            loss = loss + parts.penalty(images, logits.float())
         loss.backward()
         for optimizer in parts.optimizers:
             for group in optimizer.param_groups:
@@ -173,6 +237,12 @@ def _train_epoch(parts: _Parts, epoch: int, watch: "_Watch") -> tuple[float, flo
             "(schedule.warmup=0.1), or train in float32 (precision=float32). The last good checkpoint is kept."
         )
     return mean_loss, float(correct) / (batches * batch)
+
+
+def _loss(logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
+    if weights is None:
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    return (weights * F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")).mean()
 
 
 def _augmented(images: Tensor, mirrored: Tensor, settings: Augment, epoch: int, generator: torch.Generator) -> Tensor:
@@ -194,18 +264,20 @@ def _on_device(split: Split, device: torch.device) -> Split:
     return dataclasses.replace(split, images=split.images.to(device), labels=split.labels.to(device))
 
 
-def _state(network: nn.Module, optimizers: list[torch.optim.Optimizer], history: list[Epoch]) -> dict[str, Any]:
+def _state(parts: _Parts, best: BestEpoch, history: list[Epoch]) -> dict[str, Any]:
     return {
-        "network": network.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "network": parts.network.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in parts.optimizers],
+        "best": best.state(),
         "history": [dataclasses.asdict(epoch) for epoch in history],
     }
 
 
-def _restore(state: dict[str, Any], network: nn.Module, optimizers: list[torch.optim.Optimizer]) -> list[Epoch]:
-    network.load_state_dict(state["network"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+def _restore(state: dict[str, Any], parts: _Parts, best: BestEpoch) -> list[Epoch]:
+    parts.network.load_state_dict(state["network"])
+    for optimizer, saved in zip(parts.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
+    best.restore(state["best"])
     return [Epoch(**epoch) for epoch in state["history"]]
 
 

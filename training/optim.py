@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from training.layers import layers
 from training.recipe import Optimizer, Schedule
 
 
@@ -91,9 +93,31 @@ def make_optimizers(network: nn.Module, settings: Optimizer) -> list[torch.optim
         else:
             optimizers = [torch.optim.AdamW(groups, lr=settings.learning_rate)]
     for optimizer in optimizers:
+        if settings.relative or settings.first_layer_share < 1:
+            optimizer.param_groups = _spread(optimizer.param_groups, network, settings)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def _spread(groups: list[dict[str, Any]], network: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
+    """A group for each parameter, with its own share of the rate."""
+    order = layers(network)
+    depths = {
+        parameter: depth / max(1, len(order) - 1)
+        for depth, layer in enumerate(reversed(order))
+        for parameter in layer.parameters()
+    }
+
+    def share(parameter: Tensor) -> float:
+        scale = float(parameter.detach().square().mean().sqrt()) if settings.relative else 1.0
+        return settings.first_layer_share ** depths[parameter] * (scale or 1.0)
+
+    return [
+        {**group, "params": [parameter], "lr": group["lr"] * share(parameter)}
+        for group in groups
+        for parameter in group["params"]
+    ]
 
 
 def rate(schedule: Schedule, done: float) -> float:

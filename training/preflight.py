@@ -67,6 +67,7 @@ def inspect(
     folders: Sequence[PurePosixPath] = (),
     damaged: Mapping[PurePosixPath, str] | None = None,
     others: Sequence[PurePosixPath] = (),
+    least_classes: int = 2,
 ) -> Findings:
     """Sort a source's files into splits and classes and list every problem at once.
 
@@ -75,6 +76,7 @@ def inspect(
         folders: paths of its folders, empty ones too.
         damaged: paths of the pictures that cannot be decoded, with the reason.
         others: paths of files that are no pictures.
+        least_classes: how many classes the training split needs; one is enough to add it to a model.
     """
     damaged = damaged or {}
     findings = Findings()
@@ -103,7 +105,7 @@ def inspect(
         counts[place.split][place.label] += 1
     findings.classes = tuple(sorted(counts["train"], key=natural))
     _check_empty(findings, {layout.class_name(folder) for folder in folders}, counts)
-    _check_counts(findings, counts)
+    _check_counts(findings, counts, least_classes)
     _check_names(findings, counts)
     return findings
 
@@ -168,9 +170,9 @@ def _check_empty(findings: Findings, folders: set[str | None], counts: Mapping[s
         findings.errors.append(f"Class {name!r} is empty. Put pictures into it, or remove it.")
 
 
-def _check_counts(findings: Findings, counts: Mapping[str, Counter[str]]) -> None:
+def _check_counts(findings: Findings, counts: Mapping[str, Counter[str]], least_classes: int) -> None:
     train = counts["train"]
-    if len(train) < 2:
+    if len(train) < least_classes:
         found = f"only one class, {findings.classes[0]!r}" if train else "no class at all to train on"
         findings.errors.append(f"There is {found}. A classifier needs pictures of two classes or more.")
     # One picture to train on, and one for each split that has to be cut from the training pictures.

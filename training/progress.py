@@ -22,7 +22,7 @@ def clock(seconds: float) -> str:
 class Bar:
     """A progress bar on standard error, and a line for every finished epoch."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int | None = None) -> None:
         columns = (
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
@@ -30,7 +30,7 @@ class Bar:
             TextColumn("{task.fields[figures]}"),
         )
         self._progress = Progress(*columns, console=Console(stderr=True))
-        self._task = self._progress.add_task("", total=1.0, epoch=1, epochs=epochs, figures="")
+        self._task = self._progress.add_task("", total=1.0, epoch=1, epochs=epochs or "?", figures="")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -42,10 +42,9 @@ class Bar:
         self._progress.stop()
 
     def step(self, step: Step) -> None:
-        figures = (
-            f"loss {step.loss:.3f}, accuracy {step.accuracy:.1%}, {step.images_per_second:,.0f} images/s, "
-            f"{clock(step.eta_seconds)} left"
-        )
+        figures = f"{step.images_per_second:,.0f} images/s, {clock(step.eta_seconds)} left"
+        if step.loss is not None and step.accuracy is not None:
+            figures = f"loss {step.loss:.3f}, accuracy {step.accuracy:.1%}, {figures}"
         self._progress.update(self._task, completed=step.done, epoch=step.epoch, figures=figures)
 
     def epoch(self, epoch: Epoch) -> None:
@@ -55,6 +54,7 @@ class Bar:
             highlight=False,
             soft_wrap=True,
         )
+        self._progress.update(self._task, epochs=epoch.epochs)
 
 
 class JsonLines:

@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -43,7 +44,12 @@ class Augment(_Section):
 
 
 class Optimizer(_Section):
-    """Rates are for the mean loss of a batch; `learning_rate` is for all parameters, with muon for filters only."""
+    """Rates are for the mean loss of a batch; `learning_rate` is for all parameters, with muon for filters only.
+
+    `relative` rates are shares of each parameter's own root mean square at the start (one, where it starts at zero).
+    Earlier layers learn at smaller rates, falling evenly to `first_layer_share` of the head's: the discriminative
+    rates of Howard & Ruder 2018 (arXiv:1801.06146, section 3.2).
+    """
 
     name: Literal["sgd", "adamw", "muon"] = "sgd"
     learning_rate: PositiveFloat
@@ -51,6 +57,8 @@ class Optimizer(_Section):
     weight_decay: NonNegativeFloat = 5e-4
     head_learning_rate: PositiveFloat = 1.0
     bias_learning_rate: PositiveFloat = 0.1
+    relative: bool = False
+    first_layer_share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class Schedule(_Section):
@@ -70,8 +78,28 @@ class LowResolution(_Section):
     fraction: Fraction
 
 
+class Freeze(_Section):
+    """What is not trained: the first `layers` of `layers.layers`, and whether norms keep the statistics they have."""
+
+    layers: NonNegativeInt = 0
+    statistics: bool = False
+
+
+class EarlyStopping(_Section):
+    """Stop after `patience` epochs without a better validation score; the best epoch's weights are kept.
+
+    Epochs that were validated at a low resolution are not compared with those at the full one.
+    """
+
+    metric: Literal["loss", "accuracy", "macro_f1"] = "loss"
+    patience: PositiveInt = 5
+
+
 class Recipe(_Section):
-    """One named run. `reached` says what was measured with it, where and in what time."""
+    """One named run. `reached` says what was measured with it, where and in what time.
+
+    `replay` pictures of each class are stored with the weights, so that a fine-tune need not forget them.
+    """
 
     description: str
     reached: str = "not run"
@@ -81,11 +109,15 @@ class Recipe(_Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     weights: Literal["float32", "float16"] = "float32"
+    class_weights: Literal["none", "balanced"] = "none"
+    replay: NonNegativeInt = 60
     network: Network
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     augment: Augment = Augment()
     low_resolution: LowResolution | None = None
+    freeze: Freeze = Freeze()
+    early_stopping: EarlyStopping | None = None
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

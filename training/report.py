@@ -48,6 +48,32 @@ def write_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], pat
     figure.savefig(path, dpi=110)
 
 
+def _finetune_rows(manifest: Manifest) -> str:
+    """What a fine-tuned version was made of, how, and what it forgot; nothing for any other."""
+    how = manifest.finetune
+    if how is None:
+        return ""
+    stored = f", with {how['replayed']:,} of its pictures from {how['replayed_from']}" if how["replayed"] else ""
+    rows = f"| fine-tuned from | {manifest.parent}, method {how['method']}, epoch {how['best_epoch']} kept{stored} |\n"
+    lost = manifest.metrics["forgetting"]
+    if lost["dropped"]:
+        rows += f"| no longer known | {', '.join(lost['dropped'])} |\n"
+    if "count" in lost:
+        rows += (
+            f"| forgotten | {lost['lost_points']:.2f} points: of {lost['count']:,} pictures of the base's classes it "
+            f"knew {lost['before']:.2%} before and knows {lost['after']:.2%} |\n"
+        )
+    elif lost["classes"] != "replace":
+        rows += "| forgotten | not measured: no picture of the base's data was at hand |\n"
+    folds = manifest.metrics.get("cross_validation")
+    if folds:
+        rows += (
+            f"| {folds['folds']} folds of {folds['count']:,} training pictures | accuracy {folds['accuracy']:.2%} "
+            f"(standard deviation {folds['accuracy_deviation']:.2%}), {folds['method']} |\n"
+        )
+    return rows
+
+
 def write_card(manifest: Manifest, path: Path) -> None:
     """Write the model card (Mitchell et al. 2019, arXiv:1810.03993) as Markdown."""
     test = manifest.metrics["test"]
@@ -72,6 +98,7 @@ def write_card(manifest: Manifest, path: Path) -> None:
         f"{manifest.precision}"
     )
     libraries = ", ".join(f"{name} {number}" for name, number in manifest.libraries.items())
+    finetuned = _finetune_rows(manifest)
     path.write_text(f"""# {manifest.name}, version {manifest.version}
 
 Tells {len(manifest.classes)} classes apart: {", ".join(manifest.classes)}.
@@ -86,7 +113,7 @@ Tells {len(manifest.classes)} classes apart: {", ".join(manifest.classes)}.
 | data | {counts}; SHA-256 `{data.sha256}`.{made} |
 | seed | {manifest.seed} |
 | libraries | {libraries} |
-
+{finetuned}
 Made by:
 
     {manifest.command}

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import PositiveInt, ValidationError, validate_call
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, validate_call
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.errors import InputError
+from training.pyramid import Pyramid
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -172,16 +173,24 @@ ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
 )
 
 
+_LEVELS: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=1, le=5)])
+
+
 def build(architecture: str, classes: int, arguments: Mapping[str, Any]) -> nn.Module:
     """Make a network with fresh weights from torch's global random state.
+
+    The argument `levels`, known to all of them, makes a `Pyramid` of so many scales out of it.
 
     Raises:
         InputError: the architecture or one of its arguments is unknown or of the wrong type.
     """
     if architecture not in ARCHITECTURES:
         raise InputError(f"Unknown architecture {architecture!r}. Use one of {', '.join(ARCHITECTURES)}.")
+    own = {key: value for key, value in arguments.items() if key != "levels"}
     try:
-        return ARCHITECTURES[architecture](classes, **arguments)
+        levels = _LEVELS.validate_python(arguments.get("levels", 1))
+        network = ARCHITECTURES[architecture](classes, **own)
+        return Pyramid.over(network, levels) if levels > 1 else network
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = (f"{'.'.join(map(str, e['loc'])) or 'levels'}: {e['msg']}" for e in error.errors())
         raise InputError(*(f"Architecture {architecture!r}, argument {problem}" for problem in problems)) from error

@@ -3,8 +3,8 @@
 import logging
 import platform
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from training import artifact, data, evaluate, export, loop, report, resnet
+from training import artifact, data, evaluate, export, loop, replay, report, resnet
 from training.artifact import Aliases, DataRecord, Manifest
 from training.checkpoint import Checkpoint
 from training.errors import ArtifactError, InputError, TrainingError
@@ -43,6 +43,21 @@ class Job:
     command: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a fine-tuned version comes from: what its manifest says beyond a freshly trained one's.
+
+    Attributes:
+        parent: the base's `name@version`.
+        finetune: how it was made of the base, ready for JSON.
+        metrics: figures beside those of the validation and the test split.
+    """
+
+    parent: str | None = None
+    finetune: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
 def runs_folder(models: Path, name: str) -> Path:
     """Where the checkpoint and the log of a model's unfinished run lie."""
     return models / ".runs" / name
@@ -64,6 +79,7 @@ def train(job: Job, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifes
     parts = data.partition(dataset, recipe.validation, job.seed)
     if len(parts.train) < recipe.batch_size:
         recipe = recipe.model_copy(update={"batch_size": max(2, len(parts.train) // 4)})
+        job = replace(job, recipe=recipe)
         log.warning("batch_size lowered to %d: there are %d training pictures", recipe.batch_size, len(parts.train))
     torch.manual_seed(job.seed)
     network = resnet.build(recipe.network.architecture, len(dataset.classes), recipe.network.arguments)
@@ -87,22 +103,33 @@ def train(job: Job, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifes
         )
     except torch.OutOfMemoryError as error:
         raise TrainingError(f"Memory ran out on {device}. Lower batch_size, now {recipe.batch_size}.") from error
-    manifest = _write(job, recipe, dataset, parts, network.cpu(), normalise, history, device)
+    manifest = write(job, dataset, parts, network.cpu(), normalise, history, device)
     checkpoint.path.unlink()
     return manifest
 
 
-def _write(
+def write(
     job: Job,
-    recipe: Recipe,
     dataset: data.Dataset,
     parts: data.Partition,
     network: nn.Module,
     normalise: Normalisation,
-    history: list[Epoch],
+    history: Sequence[Epoch],
     device: torch.device,
+    origin: Origin | None = None,
 ) -> Manifest:
-    weights = _stored(network, recipe.weights)
+    """Write a trained network as the model's next version; the first one of a model goes into production.
+
+    Args:
+        dataset: its classes name the network's outputs in order.
+        network: on the CPU.
+        device: where it was trained.
+
+    Raises:
+        ArtifactError: the exported file disagrees with the network, or the disk is full; nothing was written.
+    """
+    recipe, origin = job.recipe, origin or Origin()
+    weights = stored(network, recipe.weights)
     network.load_state_dict(weights)  # from here on the network is what the file holds, rounding included
     network.eval()
     cpu = torch.device("cpu")
@@ -129,7 +156,7 @@ def _write(
             mean=normalise.mean,
             std=normalise.std,
             temperature=temperature,
-            metrics=_metrics(script, parts, dataset.classes, temperature),
+            metrics=_metrics(script, parts, dataset.classes, temperature) | dict(origin.metrics),
             data=DataRecord(
                 sha256=dataset.sha256,
                 counts={
@@ -146,8 +173,11 @@ def _write(
             training_seconds=history[-1].seconds,
             machine=describe(device),
             precision=str(loop.autocast_dtype(recipe, device)).removeprefix("torch."),
+            parent=origin.parent,
+            finetune=None if origin.finetune is None else dict(origin.finetune),
             files={},
         )
+        replay.store(folder, parts, recipe.replay)
         manifest = _write_report(folder, manifest, history)
     if artifact.read_aliases(job.models, job.name).production is None:
         artifact.write_aliases(job.models, job.name, Aliases(production=manifest.version, history=(manifest.version,)))
@@ -165,8 +195,11 @@ def _write_report(folder: Path, manifest: Manifest, history: Sequence[Epoch]) ->
     return manifest
 
 
-def _stored(network: nn.Module, format_: str) -> dict[str, Tensor]:
-    """The weights as they are written. Vectors stay float32: they are small, and norm statistics need the range."""
+def stored(network: nn.Module, format_: str) -> dict[str, Tensor]:
+    """The weights as they are written, in float32 or float16.
+
+    Vectors stay float32: they are small, and norm statistics need the range.
+    """
     half = format_ == "float16"
     return {
         name: (value.half() if half and value.ndim > 1 else value).contiguous().clone()

@@ -40,6 +40,35 @@ def _steps(images: Tensor) -> Tensor:
     return F.normalize(torch.cat([small.diff(dim=2).flatten(1), small.diff(dim=3).flatten(1)], dim=1), dim=1)
 
 
+def folds(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
+    """Deal pictures out to folds for cross-validation: classes evenly, near-duplicates together.
+
+    Args:
+        labels: int64 [N].
+        clusters: int64 [N], from `duplicate_clusters`.
+        count: number of folds.
+        seed: the same seed gives the same folds.
+
+    Returns:
+        int64 [N], the fold of each picture.
+    """
+    fold = torch.zeros_like(labels)
+    dealt = torch.zeros(count, int(labels.max()) + 1)
+    for members in _shuffled_clusters(clusters, seed):
+        chosen = int(dealt[:, labels[members[0]]].argmin())
+        fold[members] = chosen
+        dealt[chosen] += torch.bincount(labels[members], minlength=dealt.shape[1])
+    return fold
+
+
+def _shuffled_clusters(clusters: Tensor, seed: int) -> list[list[int]]:
+    order = torch.randperm(len(clusters), generator=torch.Generator().manual_seed(seed))
+    members: dict[int, list[int]] = {}
+    for index in order.tolist():
+        members.setdefault(int(clusters[index]), []).append(index)
+    return list(members.values())
+
+
 def held_out(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
     """Choose pictures to hold out: about `count`, the same share of each class, near-duplicates together.
 
@@ -53,14 +82,10 @@ def held_out(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
         bool [N], True for the held-out pictures.
     """
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     sizes = torch.bincount(labels)
     wanted = (sizes * (count / len(labels))).round().long().clamp(min=1)
-    left = torch.minimum(wanted, sizes - 1).tolist()
-    members: dict[int, list[int]] = {}
-    for index in order.tolist():
-        members.setdefault(int(clusters[index]), []).append(index)
-    for cluster in members.values():
+    left = torch.minimum(wanted, sizes - 1).clamp(min=0).tolist()
+    for cluster in _shuffled_clusters(clusters, seed):
         needs = torch.bincount(labels[cluster], minlength=len(left)).tolist()
         if all(need <= room for need, room in zip(needs, left, strict=True)):
             chosen[cluster] = True

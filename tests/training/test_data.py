@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from tests.encoding import encode
 from tests.training.sources import KINDS, classes, draw, make, png
-from training.data import Dataset, _chunks, cache_folder, load, partition
+from training.data import Dataset, Split, Survey, _chunks, cache_folder, cached, load, partition, survey
 from training.errors import InputError
 from training.picture import decode
 from training.source import Entry
@@ -198,7 +198,8 @@ def test_damaged_cache_is_decoded_again(
     else:
         cached.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello" * 99}[damage])
     assert same(load(str(path), 16), first)
-    assert [record.getMessage().split(":")[0] for record in caplog.records] == [f"decoding {path} again"]
+    (warning,) = (record.getMessage() for record in caplog.records)
+    assert warning.startswith(f"the cached copy {cached} cannot be read")
     caplog.clear()
     assert same(load(str(path), 16), first)
     assert caplog.records == []
@@ -307,3 +308,41 @@ def test_seed_decides_the_partition(tmp_path: Path) -> None:
     first = partition(dataset, 10, seed=0)
     assert partition(dataset, 10, seed=0).validation.names == first.validation.names
     assert partition(dataset, 10, seed=1).validation.names != first.validation.names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_survey_tells_classes_count_and_median_side(tmp_path: Path, kind: str) -> None:
+    sizes = [(40, 90), (50, 20), (30, 30)]
+    files: dict[str, bytes | None] = {
+        f"{label}/{number}.png": encode(draw(number, *size))
+        for label in ("cat", "dog")
+        for number, size in enumerate(sizes)
+    }
+    files |= {"dog/broken.png": BROKEN, "notes.txt": b"text"}
+    assert survey(str(make(tmp_path, kind, files))) == Survey(("cat", "dog"), 7, 30)
+
+
+def test_one_class_is_enough_where_it_is_said_and_the_cache_does_not_forget_it(tmp_path: Path, own_cache: Path) -> None:
+    path = str(make(tmp_path, ".zip", classes({"cat": 20})))
+    assert load(path, 16, least_classes=1).classes == ("cat",)
+    assert len(list(own_cache.iterdir())) == 1
+    with pytest.raises(InputError, match="only one class"):
+        load(path, 16)
+
+
+def test_cached_finds_what_was_loaded_by_its_hash(tmp_path: Path, own_cache: Path) -> None:
+    dataset = load(str(make(tmp_path, ".zip", classes(BOTH))), 16)
+    found = cached(dataset.sha256, 16)
+    assert found
+    assert same(found, dataset)
+    assert cached(dataset.sha256, 17) is None
+    assert cached("0" * 64, 16) is None
+
+
+def test_joined_splits_keep_clusters_apart(tmp_path: Path) -> None:
+    train = load(str(make(tmp_path, ".zip", classes(BOTH))), 16).splits["train"]
+    joined = Split.joined(train, train.relabelled(torch.tensor([2, 3])))
+    assert torch.equal(joined.images, torch.cat([train.images, train.images]))
+    assert joined.labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6 + [3] * 6
+    assert joined.names == train.names * 2
+    assert len(joined.clusters.unique()) == 24

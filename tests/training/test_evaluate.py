@@ -45,3 +45,11 @@ def test_temperature_undoes_a_known_scale() -> None:
 def test_perfect_answers_still_give_a_finite_temperature() -> None:
     out = F.one_hot(torch.arange(8) % 4).float()
     assert math.isfinite(evaluate.fit_temperature(out, torch.arange(8) % 4))
+
+
+def test_macro_f1_is_of_the_classes_that_occur() -> None:
+    labels = torch.tensor([0, 0, 2, 2])
+    right = F.one_hot(torch.tensor([0, 0, 2, 1]), 3).float()
+    assert evaluate.scores(right, labels).macro_f1 == pytest.approx((1 + 2 / 3) / 2)
+    figures = evaluate.metrics(right, labels, ("a", "b", "c"))
+    assert figures["macro_f1"] == pytest.approx((1 + 2 / 3) / 2)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from training.layers import layers
 from training.optim import FilterMuon, make_optimizers, rate
 from training.recipe import Optimizer, Schedule
 from training.resnet import build
@@ -231,3 +232,34 @@ def test_shapes() -> None:
         assert [rate(schedule(shape, 0), done) for done in quarters] == pytest.approx(values)
         # With a warm-up the same shape runs over what is left.
         assert [rate(schedule(shape, 0.2), 0.2 + 0.8 * done) for done in quarters] == pytest.approx(values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_earlier_layers_learn_at_smaller_shares_of_the_same_rates(name: str) -> None:
+    model = network()
+    plain, spread = (
+        {
+            id(parameter): group["initial_lr"]
+            for optimizer in make_optimizers(model, settings_of(name, first_layer_share=share))
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        for share in (1.0, 0.0625)
+    )
+    shares = [
+        {round(spread[id(p)] / plain[id(p)], 6) for p in layer.parameters() if p.requires_grad}
+        for layer in layers(model)
+    ]
+    assert shares == [set(), {0.125}, {0.25}, {0.5}, {1.0}]
+
+
+def test_relative_rates_follow_the_size_of_each_parameter() -> None:
+    model = network()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.02 if parameter.ndim > 1 else 0)
+    (optimizer,) = make_optimizers(model, settings_of("adamw", relative=True))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == pytest.approx(0.1 * (0.02 if parameter.ndim > 1 else 1))

@@ -59,6 +59,7 @@ def test_a_run_writes_every_part_of_the_artifact(models: Path) -> None:
     assert set(manifest.files) == {
         "weights.safetensors",
         "model.ts",
+        "replay.safetensors",
         "report/card.md",
         "report/curves.png",
         "report/confusion.png",

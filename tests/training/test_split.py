@@ -16,7 +16,7 @@ from tests.encoding import encode
 from tests.training.sources import draw
 from training.picture import decode
 from training.source import read
-from training.split import duplicate_clusters, held_out
+from training.split import duplicate_clusters, folds, held_out
 
 
 def tensor(*pictures: Image.Image) -> Tensor:
@@ -144,3 +144,19 @@ def test_cluster_larger_than_what_is_wanted_stays_in_training(count: int) -> Non
     chosen = held_out(torch.zeros(100, dtype=torch.long), clusters, count, seed=0)
     assert not chosen[:60].any()
     assert chosen.sum() == min(count, 40)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    repeats=st.integers(1, 3),
+    count=st.integers(2, 6),
+    seed=st.integers(0, 99),
+)
+def test_folds_keep_clusters_whole_and_classes_even(sizes: list[int], repeats: int, count: int, seed: int) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(sizes)), repeats * torch.tensor(sizes))
+    clusters = torch.arange(len(labels)) // repeats * repeats
+    fold = folds(labels, clusters, count, seed)
+    assert all(fold[clusters == cluster].unique().numel() == 1 for cluster in clusters.unique())
+    for label in range(len(sizes)):
+        dealt = torch.bincount(fold[labels == label], minlength=count)
+        assert dealt.max() - dealt.min() <= repeats

@@ -1,0 +1,74 @@
+"""The model that a fine-tune begins with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from training import artifact, resnet, run
+from training.artifact import Manifest
+from training.layers import head_of
+from training.normalisation import Normalisation
+from training.pyramid import Pyramid
+
+
+@dataclass(frozen=True)
+class Base:
+    """A verified version of a model; as text, its `name@version`."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def read(cls, models: Path, model: str) -> Self:
+        """Find `name`, meaning its version in production, or `name@version`.
+
+        Raises:
+            InputError: there is no such model or version.
+            ArtifactError: a file of it was changed after it was written.
+        """
+        folder = artifact.folder(models, *run.resolve(models, model))
+        return cls(folder, artifact.verify(folder))
+
+    def __str__(self) -> str:
+        return f"{self.manifest.name}@{self.manifest.version}"
+
+    @property
+    def normalise(self) -> Normalisation:
+        return Normalisation(self.manifest.mean, self.manifest.std)
+
+    def network(self) -> nn.Module:
+        """The network as it was written, on the CPU in evaluation mode."""
+        manifest = self.manifest
+        network = resnet.build(manifest.architecture, len(manifest.classes), manifest.arguments)
+        network.load_state_dict(load_file(self.folder / artifact.WEIGHTS))
+        return network.eval()
+
+    def adapted(self, classes: Sequence[str], levels: int) -> nn.Module:
+        """The network with a head for other classes and so many scales.
+
+        A class or scale that the base knows keeps its weights, every other one starts at zero.
+        """
+        network = self.network()
+        old = head_of(network)
+        trunk = network.trunk if isinstance(network, Pyramid) else network
+        width = old.in_features // int(self.manifest.arguments.get("levels", 1))
+        head = nn.Linear(levels * width, len(classes), bias=old.bias is not None)
+        shared = min(head.in_features, old.in_features)
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.zero_()
+            for row, name in enumerate(classes):
+                if name in self.manifest.classes:
+                    known = self.manifest.classes.index(name)
+                    head.weight[row, :shared] = old.weight[known, :shared]
+                    if old.bias is not None:
+                        head.bias[row] = old.bias[known]
+        if levels > 1:
+            return Pyramid(trunk, levels, head).eval()
+        trunk.head = head
+        return trunk.eval()

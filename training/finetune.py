@@ -1,0 +1,269 @@
+"""Fine-tuning: a model made of another one and a few pictures. First the head, on features that stay as they are."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from training import artifact, data, evaluate, forgetting, loop, lora, replay, run
+from training.artifact import Manifest
+from training.base import Base
+from training.checkpoint import Checkpoint
+from training.data import Partition, Split
+from training.errors import InputError, TrainingError
+from training.head import Choice, Examples, Scale, cross_validate, features, fit
+from training.layers import head_of
+from training.loop import Epoch, Sink, Step
+from training.machine import choose_device
+from training.plan import VALIDATION, Plan, make_plan, make_recipe
+from training.recipe import Recipe
+from training.replay import Memory
+from training.split import held_out
+
+_HEAD_WORK = 16_000  # pictures of 32x32 whose features the first epoch computes at most: a minute of two CPU cores
+_FEW = 500  # pictures below which figures of single folds are recorded
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """What a fine-tune is asked to do; what is None or `auto` is chosen from the data.
+
+    Attributes:
+        base: `name`, meaning its version in production, or `name@version`.
+        source: as on the command line.
+        name: the model whose next version is written.
+        models: folder of the models.
+        method: which weights are trained after the head: none (`head`), all (`full`), or low-rank adapters (`lora`).
+        epochs: of the whole run; the first one fits the head alone.
+        learning_rate: share of its own size by which a weight may change in a step.
+        classes: `replace` gives a new head for the source's classes, `add` keeps the base's and adds the source's,
+            `auto` keeps the head if the classes are the same and replaces it otherwise.
+        device: one of auto, cpu, cuda.
+        command: what the card says to repeat the run with.
+        input_size: side of the network's square input, in pixels.
+        base_data: the SOURCE that the base was trained on, to remind it of; None: the cache or what is stored with it.
+    """
+
+    base: str
+    source: str
+    name: str
+    models: Path
+    method: Literal["auto", "head", "full", "lora"] = "auto"
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    classes: Literal["auto", "replace", "add"] = "auto"
+    seed: int = 0
+    device: str = "auto"
+    command: Sequence[str] = ()
+    input_size: int | None = None
+    base_data: str | None = None
+
+
+def finetune(job: FinetuneJob, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifest:
+    """Adapt a model to a source's pictures and write the result as the next version of `job.name`.
+
+    Raises:
+        InputError: the arguments or the data are wrong, or there is no interrupted run to resume.
+        TrainingError: the run failed. Its last checkpoint is kept for `resume`.
+    """
+    artifact.check_name(job.name)
+    device = choose_device(job.device)
+    base = Base.read(job.models, job.base)
+    plan = make_plan(job, base.manifest, data.survey(job.source), device.type)
+    dataset = data.load(job.source, plan.input_size, 2 if plan.fate == "replace" else 1)
+    memory = None if plan.fate == "replace" else replay.recall(base.folder, base.manifest, job.base_data)
+    parts = _partition(dataset, plan, memory, job.seed)
+    recipe = make_recipe(job, plan, base.manifest, str(base), parts.train.labels)
+    network = base.adapted(plan.classes, plan.levels).to(device).to(memory_format=torch.channels_last)
+    work = _Work(job, base, plan, parts, device, sinks)
+    head, choice = _fit_head(work, recipe, network)
+    recipe = _with_flips(recipe, choice.mirrored)
+    identity = _identity(work, recipe, dataset.sha256)
+    checkpoint = Checkpoint(run.runs_folder(job.models, job.name) / "checkpoint.pt", identity, resume)
+    history = _unfreeze(work, recipe, network, head, checkpoint)
+    network.cpu().eval().load_state_dict(run.stored(network, recipe.weights))
+    metrics: dict[str, Any] = {"forgetting": _forgotten(work, network, memory)}
+    if sum(map(len, dataset.splits.values())) < _FEW:
+        metrics["cross_validation"] = choice.figures()
+    origin = run.Origin(str(base), _record(plan, choice, history, memory), metrics)
+    written = run.Job(recipe, job.source, job.name, job.models, job.seed, job.device, job.command)
+    named = dataclasses.replace(dataset, classes=plan.classes)
+    manifest = run.write(written, named, parts, network, base.normalise, history, device, origin)
+    checkpoint.path.unlink(missing_ok=True)
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every stage works with."""
+
+    job: FinetuneJob
+    base: Base
+    plan: Plan
+    parts: Partition
+    device: torch.device
+    sinks: Sequence[Sink]
+
+
+def _partition(dataset: data.Dataset, plan: Plan, memory: Memory | None, seed: int) -> Partition:
+    """The source's splits with labels as in the plan, and what is remembered of the base's data in each of them.
+
+    The test split takes remembered pictures only of classes that the source has none of: it is the user's own.
+    """
+    place = torch.tensor([plan.classes.index(name) for name in dataset.classes])
+    own = data.partition(dataset, VALIDATION, seed)
+    train, validation, test = (split.relabelled(place) for split in (own.train, own.validation, own.test))
+    if memory is None:
+        missing = [name for name in plan.classes if name not in dataset.classes]
+        if missing:
+            raise InputError(
+                f"There are no pictures of {missing} to keep these classes by: the base stores none and its data is "
+                "not at hand. Name that with --base-data, or put pictures of these classes beside the new ones."
+            )
+        return Partition(train, validation, test, own.made)
+    pool = memory.pool
+    mask = held_out(pool.labels, pool.clusters, len(pool) // 5, seed)
+    missing_mask = ~torch.isin(memory.test.labels, test.labels)
+    return Partition(
+        Split.joined(train, pool.subset(~mask)),
+        Split.joined(validation, pool.subset(mask)),
+        Split.joined(test, memory.test.subset(missing_mask)),
+        own.made,
+    )
+
+
+def _fit_head(work: _Work, recipe: Recipe, network: nn.Module) -> tuple[Epoch, Choice]:
+    """Fit the network's head on frozen features: the first epoch of the run, and the first validation figure."""
+    started = time.perf_counter()
+    shown = _shown_to_head(work, recipe)
+    report = _Progress(work.sinks, recipe.epochs, 2 * len(shown) + len(work.parts.validation)).add
+
+    def found(images: Tensor) -> Tensor:
+        return features(network, work.base.normalise, images, work.device, report)
+
+    plain, mirrored, validation = found(shown.images), found(shown.images.flip(3)), found(work.parts.validation.images)
+    head = head_of(network)
+    scale = Scale(plain, head.bias is not None)
+    balanced = recipe.class_weights == "balanced"
+    examples = Examples(scale.features(plain), scale.features(mirrored), shown.labels, shown.clusters, balanced)
+    start = scale.matrix(head)
+    # The answers between classes that are kept beside new ones stay as they are.
+    fixed = len(work.base.manifest.classes) if work.plan.fate == "add" else 0
+    choice = cross_validate(examples, start, fixed, work.job.seed)
+    chosen = examples if choice.mirrored else dataclasses.replace(examples, mirrored=None)
+    matrix = fit(chosen, start, choice.strength, fixed)
+    scale.write(matrix, head)
+    trained = evaluate.scores(examples.plain @ matrix.T, shown.labels)
+    scores = evaluate.scores(scale.features(validation) @ matrix.T, work.parts.validation.labels)
+    seconds = round(time.perf_counter() - started, 3)
+    return Epoch(1, recipe.epochs, trained.loss, trained.accuracy, *dataclasses.astuple(scores), seconds), choice
+
+
+def _shown_to_head(work: _Work, recipe: Recipe) -> Split:
+    """All training pictures; a random part if they are so many that the first figure would be long in coming."""
+    train = work.parts.train
+    limit = int(_HEAD_WORK / (2 * (work.plan.input_size / 32) ** 2))
+    if recipe.epochs == 1 or len(train) <= limit:
+        return train
+    chosen = torch.zeros(len(train), dtype=torch.bool)
+    chosen[torch.randperm(len(train), generator=torch.Generator().manual_seed(work.job.seed))[:limit]] = True
+    return train.subset(chosen)
+
+
+def _unfreeze(work: _Work, recipe: Recipe, network: nn.Module, head: Epoch, checkpoint: Checkpoint) -> list[Epoch]:
+    """Train the whole network, or adapters, from the fitted head on; the best epoch's weights are kept."""
+    if recipe.epochs == 1:
+        if checkpoint.resume:
+            checkpoint.read()
+        for sink in work.sinks:
+            sink.epoch(head)
+        return [head]
+    torch.manual_seed(work.job.seed)
+    if work.plan.method == "lora":
+        lora.add_adapters(network)
+    penalty = None
+    if work.plan.fate != "replace":
+        teacher = work.base.network().to(work.device)
+        penalty = forgetting.distillation(teacher, len(work.base.manifest.classes))
+    try:
+        history = loop.train(
+            network,
+            work.parts,
+            recipe,
+            seed=work.job.seed,
+            device=work.device,
+            normalise=work.base.normalise,
+            sinks=work.sinks,
+            checkpoint=checkpoint,
+            earlier=[head],
+            penalty=penalty,
+        )
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"Memory ran out on {work.device}. Lower --batch-size, now {recipe.batch_size}.") from error
+    lora.merge_adapters(network)
+    return history
+
+
+def _with_flips(recipe: Recipe, mirrored: bool) -> Recipe:
+    augment = recipe.augment.model_copy(update={"flip": "alternating" if mirrored else "none"})
+    return recipe.model_copy(update={"augment": augment})
+
+
+def _identity(work: _Work, recipe: Recipe, data_sha256: str) -> dict[str, Any]:
+    """What a resumed run has to agree in with the one that was interrupted."""
+    return {
+        "base": str(work.base),
+        "data": data_sha256,
+        "classes": list(work.plan.classes),
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": work.job.seed,
+    }
+
+
+def _forgotten(work: _Work, network: nn.Module, memory: Memory | None) -> dict[str, Any]:
+    kept = [name for name in work.base.manifest.classes if name in work.plan.classes]
+    about = {"classes": work.plan.fate, "dropped": [n for n in work.base.manifest.classes if n not in kept]}
+    if memory is None:
+        return about
+    before = work.base.network()
+    return about | forgetting.measure(before, network, work.base.normalise, memory, work.base.manifest.classes)
+
+
+def _record(plan: Plan, choice: Choice, history: Sequence[Epoch], memory: Memory | None) -> dict[str, Any]:
+    """How the version was made of its base, for the manifest."""
+    best = max(history, key=lambda epoch: (epoch.val_macro_f1, -epoch.val_loss))
+    return {
+        "method": plan.method,
+        "classes": plan.fate,
+        "epochs": len(history),
+        "best_epoch": best.epoch,
+        "head": {"strength": choice.strength, "mirrored": choice.mirrored},
+        "replayed": 0 if memory is None else len(memory.pool),
+        "replayed_from": None if memory is None else memory.origin,
+    }
+
+
+class _Progress:
+    """Tells the sinks how far the first epoch is, at most twice a second."""
+
+    def __init__(self, sinks: Sequence[Sink], epochs: int, total: int) -> None:
+        self._sinks, self._epochs, self._total = sinks, epochs, total
+        self._count = 0
+        self._started = self._told = time.perf_counter()
+
+    def add(self, pictures: int) -> None:
+        self._count += pictures
+        now = time.perf_counter()
+        if now - self._told < 0.5:
+            return
+        self._told = now
+        done = self._count / self._total / self._epochs
+        spent = now - self._started
+        for sink in self._sinks:
+            sink.step(Step(1, done, None, None, self._count / spent, spent / done * (1 - done)))
