@@ -40,35 +40,6 @@ def _steps(images: Tensor) -> Tensor:
     return F.normalize(torch.cat([small.diff(dim=2).flatten(1), small.diff(dim=3).flatten(1)], dim=1), dim=1)
 
 
-def folds(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
-    """Deal pictures out to folds for cross-validation: classes evenly, near-duplicates together.
-
-    Args:
-        labels: int64 [N].
-        clusters: int64 [N], from `duplicate_clusters`.
-        count: number of folds.
-        seed: the same seed gives the same folds.
-
-    Returns:
-        int64 [N], the fold of each picture.
-    """
-    fold = torch.zeros_like(labels)
-    dealt = torch.zeros(count, int(labels.max()) + 1)
-    for members in _shuffled_clusters(clusters, seed):
-        chosen = int(dealt[:, labels[members[0]]].argmin())
-        fold[members] = chosen
-        dealt[chosen] += torch.bincount(labels[members], minlength=dealt.shape[1])
-    return fold
-
-
-def _shuffled_clusters(clusters: Tensor, seed: int) -> list[list[int]]:
-    order = torch.randperm(len(clusters), generator=torch.Generator().manual_seed(seed))
-    members: dict[int, list[int]] = {}
-    for index in order.tolist():
-        members.setdefault(int(clusters[index]), []).append(index)
-    return list(members.values())
-
-
 def held_out(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
     """Choose pictures to hold out: about `count`, the same share of each class, near-duplicates together.
 
@@ -82,12 +53,43 @@ def held_out(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
         bool [N], True for the held-out pictures.
     """
     chosen = torch.zeros(len(labels), dtype=torch.bool)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     sizes = torch.bincount(labels)
     wanted = (sizes * (count / len(labels))).round().long().clamp(min=1)
-    left = torch.minimum(wanted, sizes - 1).clamp(min=0).tolist()
-    for cluster in _shuffled_clusters(clusters, seed):
+    left = torch.minimum(wanted, sizes - 1).clamp(min=0).tolist()  # a class may have no picture
+    members: dict[int, list[int]] = {}
+    for index in order.tolist():
+        members.setdefault(int(clusters[index]), []).append(index)
+    for cluster in members.values():
         needs = torch.bincount(labels[cluster], minlength=len(left)).tolist()
         if all(need <= room for need, room in zip(needs, left, strict=True)):
             chosen[cluster] = True
             left = [room - need for need, room in zip(needs, left, strict=True)]
     return chosen
+
+
+def folds(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
+    """Divide pictures into `count` folds with about the same share of each class, near-duplicates together.
+
+    Args:
+        labels: int64 [N].
+        clusters: int64 [N], from `duplicate_clusters`.
+        count: how many folds, 2 or more.
+        seed: the same seed gives the same folds.
+
+    Returns:
+        int64 [N]: each picture's fold, from 0.
+    """
+    fold = torch.full((len(labels),), -1)
+    filled = torch.zeros(count, int(labels.max()) + 1)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    members: dict[int, list[int]] = {}
+    for index in order.tolist():
+        members.setdefault(int(clusters[index]), []).append(index)
+    # The largest first: what is left can then even out the folds.
+    for cluster in sorted(members.values(), key=len, reverse=True):
+        here = torch.bincount(labels[cluster], minlength=filled.shape[1])
+        emptiest = int((filled @ here.float()).argmin())
+        fold[cluster] = emptiest
+        filled[emptiest] += here
+    return fold

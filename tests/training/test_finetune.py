@@ -5,15 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
+from tests.training.photos import write_photos
 from tests.training.shapes import write_shapes
 from training import artifact, data, recipe, resnet, run
 from training.base import Base
@@ -248,25 +247,8 @@ def test_a_killed_run_goes_on_from_the_command_line_as_if_it_had_not_been(
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
 
 
-def photos(archive: Path, folder: Path, wanted: dict[str, int]) -> Path:
-    """Write so many of CIFAR-10's test pictures of each class, scaled up to 150x150 JPEG."""
-    left = dict(wanted)
-    with tarfile.open(archive) as opened:
-        for item in opened:
-            parts = Path(item.name).parts
-            if not item.isfile() or "test" not in parts or not left.get(parts[-2]):
-                continue
-            left[parts[-2]] -= 1
-            (folder / parts[-2]).mkdir(parents=True, exist_ok=True)
-            with Image.open(opened.extractfile(item)) as picture:  # type: ignore[arg-type]
-                larger = picture.resize((150, 150), Image.Resampling.BICUBIC)
-                larger.save(folder / parts[-2] / parts[-1], quality=90)
-    assert not any(left.values())
-    return folder
-
-
 def test_the_default_model_is_adapted_to_photos_of_two_classes(cifar10_archive: Path, tmp_path: Path) -> None:
-    source = photos(cifar10_archive, tmp_path / "photos", {"ship": 60, "horse": 30})
+    source = write_photos(cifar10_archive, tmp_path / "photos", {"ship": (0, 60), "horse": (0, 30)})
     (tmp_path / "cifar10").symlink_to(ROOT / "models" / "cifar10")
     kept = Kept()
     manifest = finetune(FinetuneJob("cifar10", str(source), "photos", tmp_path, device="cpu", epochs=3), [kept])
