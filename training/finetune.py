@@ -162,7 +162,8 @@ def _fit_head(work: _Work, recipe: Recipe, network: nn.Module) -> tuple[Epoch, C
     trained = evaluate.scores(examples.plain @ matrix.T, shown.labels)
     scores = evaluate.scores(scale.features(validation) @ matrix.T, work.parts.validation.labels)
     seconds = round(time.perf_counter() - started, 3)
-    return Epoch(1, recipe.epochs, trained.loss, trained.accuracy, *dataclasses.astuple(scores), seconds), choice
+    figures = (scores.loss, scores.accuracy, scores.macro_f1)
+    return Epoch(1, recipe.epochs, trained.loss, trained.accuracy, *figures, seconds), choice
 
 
 def _shown_to_head(work: _Work, recipe: Recipe) -> Split:

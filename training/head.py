@@ -128,7 +128,7 @@ def fit(examples: Examples, start: Tensor, strength: float, fixed: int = 0) -> T
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return torch.cat([start[:fixed], free.detach()])
 
 
@@ -171,16 +171,21 @@ def cross_validate(examples: Examples, start: Tensor, fixed: int, seed: int) -> 
     fold = folds(examples.labels, examples.clusters, FOLDS, seed)
     used = [index for index in range(FOLDS) if (fold == index).any() and (fold != index).any()]
 
-    def scores(chosen: Examples, strength: float) -> list[Scores]:
-        return [_held_out(chosen, fold == index, start, strength, fixed) for index in used]
+    def best(shown: Examples) -> Choice:
+        tried = [
+            Choice(
+                strength=strength,
+                mirrored=shown.mirrored is not None,
+                folds=[_held_out(shown, fold == index, start, strength, fixed) for index in used],
+                count=len(shown),
+            )
+            for strength in _STRENGTHS
+        ]
+        return min(tried, key=lambda choice: statistics.mean(fold.loss for fold in choice.folds))
 
-    tried = {strength: scores(examples, strength) for strength in _STRENGTHS}
-    strength = min(tried, key=lambda strength: statistics.mean(fold.loss for fold in tried[strength]))
-    if examples.mirrored is not None:
-        plain = scores(dataclasses.replace(examples, mirrored=None), strength)
-        if all(without.loss < both.loss for without, both in zip(plain, tried[strength], strict=True)):
-            return Choice(strength, False, plain, len(examples))
-    return Choice(strength, examples.mirrored is not None, tried[strength], len(examples))
+    plain, both = best(dataclasses.replace(examples, mirrored=None)), best(examples)
+    worse = all(with_.loss > without.loss for with_, without in zip(both.folds, plain.folds, strict=True))
+    return plain if worse else both
 
 
 def _held_out(examples: Examples, fold: Tensor, start: Tensor, strength: float, fixed: int) -> Scores:

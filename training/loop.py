@@ -127,7 +127,8 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
         loss, accuracy = _train_epoch(parts, epoch, _Watch(sinks, epoch, recipe.epochs, before))
         scores = _validate(parts, epoch, data.validation, device)
         seconds = round(before + time.perf_counter() - started, 3)
-        history.append(Epoch(epoch + 1, recipe.epochs, loss, accuracy, *dataclasses.astuple(scores), seconds))
+        figures = (scores.loss, scores.accuracy, scores.macro_f1)
+        history.append(Epoch(epoch + 1, recipe.epochs, loss, accuracy, *figures, seconds))
         if not _low_size(recipe, _last_step(parts, epoch)):
             best.consider(epoch + 1, scores, network)
         if checkpoint:

@@ -103,7 +103,7 @@ def make_optimizers(network: nn.Module, settings: Optimizer) -> list[torch.optim
 def _spread(groups: list[dict[str, Any]], network: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
     """A group for each parameter, with its own share of the rate."""
     order = layers(network)
-    depths = {
+    depths: dict[Tensor, float] = {
         parameter: depth / max(1, len(order) - 1)
         for depth, layer in enumerate(reversed(order))
         for parameter in layer.parameters()
@@ -111,7 +111,7 @@ def _spread(groups: list[dict[str, Any]], network: nn.Module, settings: Optimize
 
     def share(parameter: Tensor) -> float:
         scale = float(parameter.detach().square().mean().sqrt()) if settings.relative else 1.0
-        return settings.first_layer_share ** depths[parameter] * (scale or 1.0)
+        return math.pow(settings.first_layer_share, depths[parameter]) * (scale or 1.0)
 
     return [
         {**group, "params": [parameter], "lr": group["lr"] * share(parameter)}

@@ -46,7 +46,7 @@ class Pyramid(nn.Module):
             prepare(images)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = []
+        features: list[Tensor] = []
         for level in range(self.levels):
             features.insert(0, self.trunk(x if level == 0 else F.avg_pool2d(x, 2**level)))
         return self.head(torch.cat(features, dim=1))  # type: ignore[no-any-return]

@@ -16,7 +16,7 @@ def numbered(value: float) -> nn.Module:
 
 
 def weight(network: nn.Module) -> float:
-    return float(next(network.parameters()))
+    return next(network.parameters()).item()
 
 
 def test_the_best_epoch_by_the_chosen_metric_is_kept() -> None:

@@ -22,7 +22,14 @@ from training.loop import Epoch, Step
 from training.replay import REPLAY
 
 ROOT = Path(__file__).resolve().parents[2]
-NETWORK = ("network.architecture='fast_resnet'", "network.arguments={widths=[8, 16, 16]}", "network.input_size=32")
+NETWORK = (
+    "network.architecture='fast_resnet'",
+    "network.arguments={widths=[8, 16, 16]}",
+    "network.input_size=32",
+    "epochs=12",
+    "batch_size=16",
+    "optimizer.learning_rate=0.01",
+)
 
 
 class Kept:
@@ -45,7 +52,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
     """A folder with the model `shapes`, which tells discs from crosses."""
     folder = tmp_path_factory.mktemp("models")
-    chosen = recipe.load("cpu-hour", [*NETWORK, "epochs=20", "batch_size=16", "precision='float32'"])
+    chosen = recipe.load("small-data", NETWORK)
     manifest = run.train(run.Job(chosen, str(shapes), "shapes", folder, device="cpu"))
     assert manifest.metrics["test"]["accuracy"] >= 0.9
     return folder
@@ -251,8 +258,8 @@ def test_the_default_model_is_adapted_to_photos_of_two_classes(cifar10_archive: 
     source = write_photos(cifar10_archive, tmp_path / "photos", {"ship": (0, 60), "horse": (0, 30)})
     (tmp_path / "cifar10").symlink_to(ROOT / "models" / "cifar10")
     kept = Kept()
-    manifest = finetune(FinetuneJob("cifar10", str(source), "photos", tmp_path, device="cpu", epochs=3), [kept])
-    assert manifest.input_size == 64
+    wanted = FinetuneJob("cifar10", str(source), "photos", tmp_path, device="cpu", epochs=3, input_size=64)
+    manifest = finetune(wanted, [kept])
     assert manifest.recipe["class_weights"] == "balanced"
     assert manifest.metrics["test"]["accuracy"] >= 0.9
     assert kept.epochs[0].val_accuracy >= 0.8

@@ -1,5 +1,7 @@
 """The order of layers, and what freezing leaves alone."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,11 @@ from training.layers import freeze, head_of, layers, train_mode, without_head
 from training.recipe import Freeze
 from training.resnet import build
 
-NETWORKS = {"fast_resnet": ({"widths": [8, 16, 16]}, 5), "resnet20": ({"width": 4}, 11), "resnet18": ({"width": 4}, 10)}
+NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
+    "fast_resnet": ({"widths": [8, 16, 16]}, 5),
+    "resnet20": ({"width": 4}, 11),
+    "resnet18": ({"width": 4}, 10),
+}
 
 
 def network(architecture: str) -> nn.Module:

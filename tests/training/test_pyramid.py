@@ -1,5 +1,7 @@
 """Networks that look at several scales."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,7 +11,7 @@ from training.layers import head_of
 from training.pyramid import Pyramid
 from training.resnet import build
 
-ARCHITECTURES = {"fast_resnet": {"widths": [8, 16, 16]}, "resnet20": {"width": 4}}
+ARCHITECTURES: dict[str, dict[str, Any]] = {"fast_resnet": {"widths": [8, 16, 16]}, "resnet20": {"width": 4}}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
