@@ -1,5 +1,6 @@
-"""The command line of the service: `python -m app serve`."""
+"""The command line of the service: `python -m app serve`, and `python -m app worker` for more fine-tune workers."""
 
+import logging.config
 import os
 import signal
 import sys
@@ -10,10 +11,15 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 
+from app.jobs import supervisor
+from app.jobs.process import end_with_parent
+from app.jobs.worker import Worker
 from app.settings import Settings
 from training.errors import InputError
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+_SECRETS = {"api_keys", "database_url"}  # settings whose values are not shown
 
 _GRACE_SECONDS = 8  # below the ten that container engines give before they kill
 
@@ -22,6 +28,8 @@ _LOGGING: dict[str, Any] = {
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    # Its own handler would be a second one, in another format.
+    "loggers": {"dbos": {"handlers": ["stderr"], "level": "WARNING", "propagate": False}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
 }
 
@@ -37,28 +45,46 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on. Default: APP_PORT.")] = None,
     workers: Annotated[int | None, typer.Option(help="Number of processes. Default: APP_WORKERS.")] = None,
 ) -> None:
-    """Serve the models in APP_MODELS_DIR until SIGTERM or Ctrl-C."""
+    """Serve the models in APP_MODELS_DIR until SIGTERM or Ctrl-C, with APP_FINETUNE_WORKERS workers beside it."""
     options = {"APP_HOST": host, "APP_PORT": port, "APP_WORKERS": workers}
     # Through the environment, the options reach the worker processes, which read their settings themselves.
     os.environ.update({name: str(value) for name, value in options.items() if value is not None})
     settings = _read_settings()
     # The server ends its work on SIGTERM and then raises the signal anew: being stopped is not a failure.
     signal.signal(signal.SIGTERM, _stopped)
+    logging.config.dictConfig(_LOGGING)
     try:
-        uvicorn.run(
-            "app.main:create_app",
-            factory=True,
-            host=settings.host,
-            port=settings.port,
-            workers=settings.workers,
-            log_config=_LOGGING,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-            server_header=False,
-        )
+        with supervisor.workers(settings.finetune_workers):
+            uvicorn.run(
+                "app.main:create_app",
+                factory=True,
+                host=settings.host,
+                port=settings.port,
+                workers=settings.workers,
+                log_config=_LOGGING,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+                server_header=False,
+            )
     except InputError as error:
         _refuse(str(error))
     except SystemExit as end:
         raise typer.Exit(1 if end.code else 0) from end
+
+
+@cli.command()
+def worker(
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True, help="End when the service ends.")] = False,
+) -> None:
+    """Run fine-tune jobs, one at a time, until SIGTERM or Ctrl-C.
+
+    Several workers share the jobs: on one machine as they are, on several with the same folders mounted and PostgreSQL
+    as APP_DATABASE_URL.
+    """
+    settings = _read_settings()
+    logging.config.dictConfig(_LOGGING)
+    if supervised:
+        end_with_parent()
+    Worker(settings).run()
 
 
 def _read_settings() -> Settings:
@@ -72,8 +98,9 @@ def _read_settings() -> Settings:
 def _explain(entry: Any) -> str:
     if not entry["loc"]:
         return str(entry["msg"])
-    shown = "" if "key" in str(entry["loc"][0]) else f" is {entry['input']!r}"
-    return f"APP_{str(entry['loc'][0]).upper()}{shown}: {entry['msg']}"
+    name = str(entry["loc"][0])
+    shown = "" if name in _SECRETS else f" is {entry['input']!r}"
+    return f"APP_{name.upper()}{shown}: {entry['msg']}"
 
 
 def _refuse(message: str) -> None:

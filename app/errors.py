@@ -41,6 +41,11 @@ class ServiceError(Exception):
         """Headers of the answer."""
         return {}
 
+    @property
+    def members(self) -> Mapping[str, Any]:
+        """Members of the problem document beside the standard ones (RFC 9457, section 3.2)."""
+        return {}
+
 
 class InvalidRequestError(ServiceError):
     """The request cannot be understood as it is."""
@@ -94,6 +99,58 @@ class UnknownModelError(ServiceError):
     title = "Unknown model or version"
 
 
+class DatasetError(ServiceError):
+    """The archive cannot be trained on.
+
+    Args:
+        problems: one sentence each, all that were found.
+    """
+
+    status = 422
+    kind = "invalid-dataset"
+    title = "The dataset cannot be used"
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+    @property
+    def members(self) -> Mapping[str, Any]:
+        return {"errors": list(self.problems)}
+
+
+class UnknownJobError(ServiceError):
+    """No job has that id."""
+
+    status = 404
+    kind = "unknown-job"
+    title = "Unknown job"
+
+
+class JobEndedError(ServiceError):
+    """The job has come to its end, and can no longer be cancelled."""
+
+    status = 409
+    kind = "job-ended"
+    title = "The job has ended"
+
+
+class KeyReusedError(ServiceError):
+    """The idempotency key belongs to another request."""
+
+    status = 422
+    kind = "key-reused"
+    title = "Idempotency key used for another request"
+
+
+class DiskFullError(ServiceError):
+    """There is no room for what was sent."""
+
+    status = 507
+    kind = "disk-full"
+    title = "Disk full"
+
+
 class RetryableError(ServiceError):
     """The same request may well succeed later.
 
@@ -144,6 +201,13 @@ class OverloadedError(RetryableError):
     title = "Too many pictures in work"
 
 
+class QueueUnavailableError(RetryableError):
+    """The database of the jobs cannot be reached."""
+
+    kind = "queue-unavailable"
+    title = "Jobs unavailable"
+
+
 class InferenceError(ServiceError):
     """The network failed on one picture."""
 
@@ -170,8 +234,9 @@ def problem(error: Exception) -> Problem:
 
 def respond(error: Exception) -> Response:
     """Make the answer to a request that ended with an error."""
-    headers = error.headers if isinstance(error, ServiceError) else {}
-    return _response(problem(error), headers)
+    if isinstance(error, ServiceError):
+        return _response(problem(error), error.headers, **error.members)
+    return _response(problem(error), {})
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

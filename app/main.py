@@ -8,8 +8,9 @@ from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from app import errors
-from app.api import health, models, predict
-from app.middleware import ApiKey, BodyLimit
+from app.api import finetune, health, models, predict
+from app.jobs.queue import JobQueue
+from app.middleware import ApiKey, BodyLimit, Limit
 from app.registry import Registry
 from app.service import Service
 from app.serving.admission import Admission
@@ -39,6 +40,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             Registry(settings.models_dir, settings.default_model, settings.max_batch, device),
             Decoder(settings.max_pixels, settings.workers),
             Admission(settings.max_inflight),
+            JobQueue(settings),
         )
         app.state.service = service
         # Beside the server, not before it: it can say that it lives and is not ready while models load.
@@ -54,6 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 await loading
             await service.registry.close()
             service.decoder.close()
+            service.jobs.close()
 
     app = FastAPI(
         title="Refit",
@@ -62,7 +65,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     errors.install(app)
     keys = [key.get_secret_value() for key in settings.api_keys]
-    app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes)
+    app.add_middleware(
+        BodyLimit,
+        limit=Limit(settings.max_upload_bytes, "APP_MAX_UPLOAD_MB"),
+        exceptions={"/finetune": Limit(settings.max_dataset_bytes, "APP_MAX_DATASET_MB")},
+    )
     if keys:
         app.add_middleware(ApiKey, keys=keys)
     # The middleware asks for the key, on every address; this says so in the OpenAPI document.
@@ -70,5 +77,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     secured = [Security(bearer), Security(header)] if keys else []
     app.include_router(predict.router, dependencies=secured)
     app.include_router(models.router, dependencies=secured)
+    app.include_router(finetune.router, dependencies=secured)
     app.include_router(health.router)
     return app

@@ -1,7 +1,8 @@
 """What every request passes before it is routed: the limit on its body, and the API key."""
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,23 +12,34 @@ from app.errors import BodyTooLargeError, UnauthorizedError, respond
 _OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 
+@dataclass(frozen=True)
+class Limit:
+    """Largest body that is taken, in bytes, and the setting that says so."""
+
+    max_bytes: int
+    setting: str
+
+
 class BodyLimit:
     """Refuses a body that says it is too large before it is read, and one that turns out to be while it is read.
 
     Args:
-        max_bytes: largest body that is taken.
+        limit: holds for every address.
+        exceptions: other limits, by path.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, limit: Limit, exceptions: Mapping[str, Limit]) -> None:
         self.app = app
-        self.max_bytes = max_bytes
+        self.limit = limit
+        self.exceptions = exceptions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if int(Headers(scope=scope).get("content-length", "0")) > self.max_bytes:
-            await respond(self._error())(scope, receive, send)
+        limit = self.exceptions.get(scope["path"], self.limit)
+        if int(Headers(scope=scope).get("content-length", "0")) > limit.max_bytes:
+            await respond(_too_large(limit))(scope, receive, send)
             return
         read = 0
 
@@ -35,17 +47,18 @@ class BodyLimit:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self.max_bytes:
-                raise self._error()
+            if read > limit.max_bytes:
+                raise _too_large(limit)
             return message
 
         await self.app(scope, counted, send)
 
-    def _error(self) -> BodyTooLargeError:
-        return BodyTooLargeError(
-            f"The request body is larger than {self.max_bytes / 1e6:g} MB. Send fewer or smaller files, or have "
-            "APP_MAX_UPLOAD_MB raised."
-        )
+
+def _too_large(limit: Limit) -> BodyTooLargeError:
+    return BodyTooLargeError(
+        f"The request body is larger than {limit.max_bytes / 1e6:g} MB. Send fewer or smaller files, or have "
+        f"{limit.setting} raised."
+    )
 
 
 class ApiKey:

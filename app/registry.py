@@ -20,7 +20,7 @@ from training.errors import ArtifactError
 
 log = logging.getLogger(__name__)
 
-_PREFERRED = "cifar10"
+PREFERRED = "cifar10"
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Registry:
             self._names = await self.names()
         if not self._names:
             raise UnknownModelError(self._no_models())
-        return _PREFERRED if _PREFERRED in self._names else self._names[0]
+        return PREFERRED if PREFERRED in self._names else self._names[0]
 
     def _check_started(self) -> None:
         if not self._started:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.jobs.queue import JobQueue
 from app.registry import Registry
 from app.serving.admission import Admission
 from app.serving.image import Decoder
@@ -19,6 +20,7 @@ class Service:
     registry: Registry
     decoder: Decoder
     admission: Admission
+    jobs: JobQueue
 
 
 async def _service(request: Request) -> Service:

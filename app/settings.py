@@ -18,6 +18,17 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     workers: int = Field(1, ge=1, description="Number of server processes that share the port.")
     models_dir: Path = Field(Path("models"), description="Folder of the models.")
+    data_dir: Path = Field(Path("data"), description="Folder for what the service itself writes: uploads and jobs.")
+    database_url: SecretStr | None = Field(
+        None,
+        description="Database of the jobs, postgresql://USER:PASSWORD@HOST/NAME; unset: SQLite in the data folder.",
+    )
+    finetune_workers: int = Field(
+        1, ge=0, description="Fine-tune workers that `serve` starts and keeps running; 0: none on this machine."
+    )
+    finetune_threads: int = Field(
+        0, ge=0, description="Threads that a fine-tune computes with; 0: as many as there are processors."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run: cpu, cuda, or auto for CUDA where there is one."
     )
@@ -32,6 +43,11 @@ class Settings(BaseSettings):
     max_upload_mb: float = Field(20, gt=0, description="Largest request body, in MB (1,000,000 bytes).")
     max_files: int = Field(256, ge=1, description="Most files in one request.")
     max_pixels: int = Field(50_000_000, ge=1, description="Most pixels of a picture, width times height.")
+    max_dataset_mb: float = Field(2000, gt=0, description="Largest archive for fine-tuning, in MB (1,000,000 bytes).")
+    max_dataset_files: int = Field(200_000, ge=1, description="Most files in an archive for fine-tuning.")
+    keep_datasets_mb: float = Field(
+        20_000, ge=0, description="Archives of ended fine-tunes beyond this many MB are deleted, oldest first."
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         description="Comma-separated keys, one of which every request then has to carry; unset: open to everybody.",
@@ -48,6 +64,13 @@ class Settings(BaseSettings):
             raise ValueError("holds an empty key; write the keys with one comma between two")
         return keys
 
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not value.get_secret_value().startswith(("postgresql://", "sqlite:///")):
+            raise ValueError("has to begin with postgresql:// or sqlite:///")
+        return value
+
     @model_validator(mode="after")
     def _batch_fits(self) -> Self:
         if self.max_files > self.max_inflight:
@@ -61,3 +84,8 @@ class Settings(BaseSettings):
     def max_upload_bytes(self) -> int:
         """Largest request body, in bytes."""
         return int(self.max_upload_mb * 1_000_000)
+
+    @property
+    def max_dataset_bytes(self) -> int:
+        """Largest request body that carries an archive for fine-tuning, in bytes."""
+        return int(self.max_dataset_mb * 1_000_000)

@@ -7,7 +7,7 @@ import logging
 import os
 import statistics
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,7 +22,8 @@ from training import preflight, source
 from training.errors import ImageError, InputError
 from training.machine import processors
 from training.picture import Pixels, decode, open_picture
-from training.split import duplicate_clusters, held_out
+from training.preflight import some
+from training.split import duplicate_clusters, held_out, repeating
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +219,10 @@ def _decode_source(path: Path, digest: str, size: int, least_classes: int) -> Da
         log.warning("%s", warning)
     if findings.errors:
         raise InputError(*findings.errors)
-    return _assemble(pixels, findings, digest)
+    dataset = _assemble(pixels, findings, digest)
+    for warning in _repeats(dataset.splits):
+        log.warning("%s", warning)
+    return dataset
 
 
 def _decoded(entries: Iterable[source.Entry], size: int) -> Iterator[tuple[source.Entry, Pixels | ImageError | None]]:
@@ -262,6 +266,22 @@ def _assemble(pixels: dict[PurePosixPath, Pixels], findings: preflight.Findings,
         labels = torch.tensor([label[places[path].label] for path in paths])
         splits[split] = Split(images, labels, tuple(map(str, paths)), duplicate_clusters(images))
     return Dataset(findings.classes, splits, digest)
+
+
+def _repeats(splits: Mapping[str, Split]) -> Iterator[str]:
+    """What has to be said of pictures that are there more than once, where they should not be."""
+    for name, split in splits.items():
+        lowest, highest = (
+            torch.zeros_like(split.labels).scatter_reduce(0, split.clusters, split.labels, how, include_self=False)
+            for how in ("amin", "amax")
+        )
+        torn = split.subset((lowest != highest)[split.clusters])
+        if len(torn):
+            yield f"{len(torn)} pictures of the {name} split nearly repeat one of another class: {some(torn.names)}"
+        if name != "train":
+            known = split.subset(repeating(split.images, splits["train"].images))
+            if len(known):
+                yield f"{len(known)} pictures of the {name} split nearly repeat training pictures: {some(known.names)}"
 
 
 def _write_cache(path: Path, dataset: Dataset) -> None:

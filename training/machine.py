@@ -37,17 +37,19 @@ def _cgroup_quota(root: Path) -> float:
     return math.inf if quota.strip() in {"max", "-1"} else int(quota) / int(period)
 
 
-def set_threads(processes: int = 1) -> int:
+def set_threads(processes: int = 1, most: int = 0) -> int:
     """Give torch this process's share of the processors, and say so in the log.
 
     Args:
         processes: how many processes share the processors.
+        most: never more than this; 0 for no such limit.
 
     Returns:
         The number of threads that one torch operation now uses.
     """
     available = processors()
     threads = max(1, available // processes)
+    threads = min(threads, most or threads)
     torch.set_num_threads(threads)
     log.info("%d threads for torch: %d processors, shared by %d", threads, available, processes)
     return threads

@@ -85,7 +85,7 @@ def inspect(
     if len(damaged) > _NAMED:
         findings.errors.append(f"... and {len(damaged) - _NAMED} more pictures that cannot be read.")
     if others:
-        findings.warnings.append(f"{len(others)} files are no pictures and are left out: {_some(others)}")
+        findings.warnings.append(f"{len(others)} files are no pictures and are left out: {some(others)}")
     every = [*pictures, *damaged]
     if not every:
         findings.errors.append(
@@ -99,7 +99,7 @@ def inspect(
     findings.places = {path: place for path, place in places.items() if path not in damaged}
     stray = [path for path in every if path not in places]
     if stray:
-        findings.warnings.append(f"{len(stray)} pictures lie in no class folder and are left out: {_some(stray)}")
+        findings.warnings.append(f"{len(stray)} pictures lie in no class folder and are left out: {some(stray)}")
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for place in places.values():
         counts[place.split][place.label] += 1
@@ -204,6 +204,7 @@ def _check_names(findings: Findings, counts: Mapping[str, Counter[str]]) -> None
             findings.warnings.append(f"The {split} split has no pictures of {missing}.")
 
 
-def _some(paths: Sequence[PurePosixPath]) -> str:
+def some(paths: Sequence[PurePosixPath] | Sequence[str]) -> str:
+    """Name the first few of many files, and count the others."""
     named = ", ".join(str(path) for path in paths[:_NAMED])
     return named if len(paths) <= _NAMED else f"{named} and {len(paths) - _NAMED} more"

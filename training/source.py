@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NoReturn, Self
+from typing import Literal, NoReturn, Self
 
 import numpy as np
 from PIL import Image
@@ -59,6 +59,25 @@ class Entry:
 
     path: PurePosixPath
     data: bytes | None
+
+
+Kind = Literal["file", "folder", "link", "device"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """What an archive says of one thing in it; nothing is unpacked to find out.
+
+    Attributes:
+        name: as it is stored.
+        path: its place below the archive's root.
+        size: bytes, unpacked.
+    """
+
+    name: str
+    path: PurePosixPath
+    size: int
+    kind: Kind
 
 
 def locate(source: str, cache: Path) -> Path:
@@ -117,12 +136,62 @@ def read(path: Path) -> Iterator[Entry]:
     """
     with _explained(path):
         for entry in _read_raw(path):
-            if not entry.path.parts or any(_is_litter(part) for part in entry.path.parts):
+            if is_litter(entry.path):
                 continue
-            if entry.data is not None and entry.path.name in _CIFAR_FILES:
+            if entry.data is not None and is_batch(entry.path):
                 yield from _cifar_pictures(entry.path, entry.data)
             elif not entry.path.name.startswith("batches.meta"):
                 yield entry
+
+
+def members(path: Path) -> Iterator[Member]:
+    """List what an archive holds, in stored order.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    with _explained(path):
+        yield from _zip_members(path) if path.suffix.lower() == ".zip" else _tar_members(path)
+
+
+def is_litter(path: PurePosixPath) -> bool:
+    """Whether a file or folder is hidden, or left there by a system, and is passed over."""
+    return not path.parts or any(_is_litter(part) for part in path.parts)
+
+
+def is_batch(path: PurePosixPath) -> bool:
+    """Whether a file is one of CIFAR-10's own, which hold many pictures each."""
+    return path.name in _CIFAR_FILES
+
+
+def _zip_members(path: Path) -> Iterator[Member]:
+    with zipfile.ZipFile(path) as archive:
+        for item in archive.infolist():
+            name = item.filename.replace("\\", "/")
+            mode = item.external_attr >> 16
+            yield Member(name, _inside(name), item.file_size, _zip_kind(name, mode))
+
+
+def _zip_kind(name: str, mode: int) -> Kind:
+    if name.endswith("/"):
+        return "folder"
+    if stat.S_ISLNK(mode):
+        return "link"
+    return "file" if stat.S_ISREG(mode) or not stat.S_IFMT(mode) else "device"
+
+
+def _tar_members(path: Path) -> Iterator[Member]:
+    with tarfile.open(path, "r|*", tarinfo=_StrictTarInfo) as archive:
+        for item in archive:
+            yield Member(item.name, _inside(item.name), item.size, _tar_kind(item))
+
+
+def _tar_kind(item: tarfile.TarInfo) -> Kind:
+    if item.isdir():
+        return "folder"
+    if item.issym() or item.islnk():
+        return "link"
+    return "file" if item.isfile() else "device"
 
 
 def _read_raw(path: Path) -> Iterator[Entry]:

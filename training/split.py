@@ -33,6 +33,22 @@ def duplicate_clusters(images: Tensor) -> Tensor:
     return cluster
 
 
+def repeating(images: Tensor, others: Tensor) -> Tensor:
+    """Which pictures nearly repeat one of the others.
+
+    Args:
+        images: uint8 [N, 3, H, W].
+        others: uint8 [M, 3, H2, W2].
+
+    Returns:
+        bool [N].
+    """
+    if not len(images) or not len(others):
+        return torch.zeros(len(images), dtype=torch.bool)
+    against = _steps(others).T
+    return torch.cat([(part @ against).amax(1) > SAME_PICTURE for part in _steps(images).split(_ROWS)])
+
+
 def _steps(images: Tensor) -> Tensor:
     """Unit vectors float32 [N, 336]: how the colour changes between neighbouring cells of 8x8 thumbnails."""
     parts = torch.split(images, _ROWS)

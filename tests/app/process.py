@@ -22,10 +22,11 @@ class Server:
 
     def __init__(self, models: Path, settings: dict[str, object], arguments: Sequence[str]) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
+        settings = {"finetune_workers": 0} | settings
         own = {f"APP_{name}".upper(): str(value) for name, value in settings.items()}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "app", "serve", "--port", "0", *arguments],
-            env=clean | {"APP_MODELS_DIR": str(models), "APP_DEVICE": "cpu"} | own,
+            env=clean | {"APP_MODELS_DIR": str(models), "APP_DATA_DIR": f"{models}-data", "APP_DEVICE": "cpu"} | own,
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -54,6 +54,9 @@ def test_keys_are_split_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("APP_MAX_BATCH", "0"),
         ("APP_MAX_UPLOAD_MB", "0"),
         ("APP_MAX_PIXELS", "-1"),
+        ("APP_DATABASE_URL", "mysql://localhost/refit"),
+        ("APP_FINETUNE_WORKERS", "-1"),
+        ("APP_MAX_DATASET_MB", "0"),
         ("APP_API_KEYS", "alpha,,beta"),
         ("APP_API_KEYS", " "),
         ("APP_MAX_INFLIGHT", "100"),  # below the default of APP_MAX_FILES

@@ -153,6 +153,17 @@ def test_warnings_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     ]
 
 
+def test_repeats_across_classes_and_splits_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = classes({"cat": 20, "dog": 20}, "train/") | classes({"cat": 3, "dog": 3}, "test/", first=90)
+    files["train/dog/again.jpg"] = encode(draw(5), "JPEG", quality=85)  # train/cat/5.png
+    files["test/cat/leak.png"] = png(21)  # train/dog/1.png
+    load(str(make(tmp_path, "folder", files)), 16)
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 pictures of the train split nearly repeat one of another class: train/cat/5.png, train/dog/again.jpg",
+        "1 pictures of the test split nearly repeat training pictures: test/cat/leak.png",
+    ]
+
+
 def test_second_load_reads_the_cache(tmp_path: Path, own_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = make(tmp_path, ".tar.gz", classes({"cat": 20, "dog": 20}, "train/") | classes(BOTH, "test/", 90))
     first = load(str(path), 16)

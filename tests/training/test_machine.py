@@ -61,6 +61,8 @@ def test_threads_are_shared_among_processes(caplog: pytest.LogCaptureFixture) ->
         with caplog.at_level("INFO"):
             assert machine.set_threads(processes=1) == torch.get_num_threads() == machine.processors()
             assert machine.set_threads(processes=10_000) == torch.get_num_threads() == 1
+            assert machine.set_threads(most=1) == torch.get_num_threads() == 1
+            assert machine.set_threads(most=10_000) == torch.get_num_threads() == machine.processors()
     finally:
         torch.set_num_threads(before)
     assert caplog.messages[1] == f"1 threads for torch: {machine.processors()} processors, shared by 10000"

@@ -16,7 +16,7 @@ from tests.encoding import encode
 from tests.training.sources import draw
 from training.picture import decode
 from training.source import read
-from training.split import duplicate_clusters, folds, held_out
+from training.split import duplicate_clusters, folds, held_out, repeating
 
 
 def tensor(*pictures: Image.Image) -> Tensor:
@@ -160,3 +160,11 @@ def test_folds_keep_clusters_whole_and_classes_even(sizes: list[int], repeats: i
     for label in range(len(sizes)):
         dealt = torch.bincount(fold[labels == label], minlength=count)
         assert dealt.max() - dealt.min() <= repeats
+
+
+def test_repeats_are_found_across_sizes() -> None:
+    images = tensor(*map(draw, range(20)))
+    others = tensor(*(draw(seed, 48, 48) for seed in (3, 7, 50, 51)))
+    assert repeating(images, others).nonzero().flatten().tolist() == [3, 7]
+    assert not repeating(images, others[:0]).any()
+    assert repeating(images[:0], others).shape == (0,)

@@ -1,0 +1,175 @@
+"""Fine-tuning: upload a dataset, follow the job, cancel it."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+from fastapi.sse import EventSourceResponse
+from pydantic import BaseModel
+
+from app.errors import DatasetError, InvalidRequestError, QueueUnavailableError, documented
+from app.jobs import intake
+from app.jobs.folder import JobFolder
+from app.jobs.job import Form, Job
+from app.jobs.job import Request as JobRequest
+from app.registry import PREFERRED
+from app.service import Service, ServiceDep
+from training import artifact, recipe, run, screening
+from training.errors import InputError
+
+router = APIRouter(prefix="/finetune", tags=["finetune"])
+
+_KEYS = uuid.UUID("6f2d1f0e-8a0b-4f0e-9d5b-1c3f0a7f2b11")  # namespace of the ids made from Idempotency-Key
+_LOOK_SECONDS = 0.5
+_LOG_BYTES = 200_000
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [intake.FIELD, "name"],
+                    "properties": {
+                        intake.FIELD: {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "A .zip, .tar, .tar.gz or .tar.xz of class folders: cat/1.jpg. Folders "
+                            "train/ and test/ (or val/) may lie above them.",
+                        }
+                    }
+                    | Form.model_json_schema()["properties"],
+                }
+            }
+        },
+    }
+}
+
+
+class Accepted(BaseModel):
+    """A job that was accepted."""
+
+    id: str
+    status: str
+
+
+class Jobs(BaseModel):
+    """Jobs, the newest first."""
+
+    jobs: list[Job]
+
+
+def _find(service: ServiceDep, job: str) -> Job:
+    return service.jobs.get(job)
+
+
+JobDep = Annotated[Job, Depends(_find)]
+
+
+@router.post(
+    "", status_code=202, summary="Fine-tune a model", responses=documented(413, 415, 422, 503, 507), openapi_extra=_BODY
+)
+async def submit(
+    request: Request,
+    response: Response,
+    service: ServiceDep,
+    idempotency_key: Annotated[
+        str | None, Header(max_length=255, description="Requests that repeat it are one job.")
+    ] = None,
+) -> Accepted:
+    """Send an archive of class folders. What can be seen at once is answered at once: 422 lists every problem."""
+    job = str(uuid.uuid5(_KEYS, idempotency_key) if idempotency_key else uuid.uuid4())
+    async with intake.receive(request, service.settings.data_dir) as upload:
+        accepted = await asyncio.to_thread(_submit, service, job, upload)
+    response.headers["Location"] = f"{request.scope.get('root_path', '')}{router.prefix}/{accepted.id}"
+    return Accepted(id=accepted.id, status=accepted.status)
+
+
+@router.get("", summary="All jobs", responses=documented(503))
+def list_jobs(
+    service: ServiceDep,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    offset: Annotated[int, Query(ge=0)] = 0,
+) -> Jobs:
+    """List the jobs, the newest first."""
+    return Jobs(jobs=service.jobs.newest(limit, offset))
+
+
+@router.get("/{job}", summary="One job", responses=documented(404, 503))
+def get_job(found: JobDep) -> Job:
+    """Show how far a job has come, and what came out of it."""
+    return found
+
+
+@router.get("/{job}/events", summary="Follow a job", response_class=EventSourceResponse, responses=documented(404, 503))
+async def events(service: ServiceDep, found: JobDep) -> AsyncIterator[Job]:
+    """Send the job whenever it has changed, as Server-Sent Events, until it ends."""
+    yield found
+    while not found.ended:
+        await asyncio.sleep(_LOOK_SECONDS)
+        try:
+            now = await asyncio.to_thread(service.jobs.get, found.id)
+        except QueueUnavailableError:
+            return  # clients of Server-Sent Events connect anew by themselves
+        if now != found:
+            yield now
+        found = now
+
+
+@router.get("/{job}/log", summary="A job's log", response_class=PlainTextResponse, responses=documented(404, 503))
+def log(service: ServiceDep, found: JobDep) -> str:
+    """Show the end of what the training process has written."""
+    path = JobFolder(service.settings.data_dir, found.id).log
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _LOG_BYTES))
+        return file.read().decode(errors="replace")
+
+
+@router.delete("/{job}", status_code=202, summary="Cancel a job", responses=documented(404, 409, 503))
+def cancel(service: ServiceDep, job: str) -> Job:
+    """Cancel a job that waits or runs. What was in production stays there."""
+    return service.jobs.cancel(job)
+
+
+def _submit(service: Service, job: str, upload: intake.Upload) -> Job:
+    settings, form = service.settings, upload.form
+    start = _start(service, form)
+    # One class is enough to be added to a model that knows others.
+    least = 1 if start and form.classes != "replace" else 2
+    findings = screening.screen(upload.archive, upload.filename, settings.max_dataset_files, settings.max_pixels, least)
+    if findings.errors:
+        raise DatasetError(findings.errors)
+    JobFolder(settings.data_dir, job).adopt(upload.folder, upload.archive.name)
+    asked = JobRequest(**form.model_dump(), start=start, dataset=upload.archive.name, dataset_sha256=upload.sha256)
+    return service.jobs.submit(job, asked)
+
+
+def _start(service: Service, form: Form) -> str | None:
+    """The version that the job starts from, NAME@VERSION; None if it is to train from scratch."""
+    if form.base and form.recipe:
+        raise InvalidRequestError("Name a base to fine-tune, or a recipe to train from scratch by, not both.")
+    if form.recipe:
+        if form.recipe not in recipe.names():  # a recipe's path is for the command line only
+            raise InvalidRequestError(f"There is no recipe {form.recipe!r}. Recipes: {', '.join(recipe.names())}.")
+        return None
+    try:
+        name, version = run.resolve(service.settings.models_dir, form.base or _default_base(service, form.name))
+    except InputError as error:
+        raise InvalidRequestError(str(error)) from error
+    return f"{name}@{version}"
+
+
+def _default_base(service: Service, name: str) -> str:
+    settings = service.settings
+    there = artifact.names(settings.models_dir)
+    for model in (name, settings.default_model, PREFERRED, *there):
+        if model in there and artifact.read_aliases(settings.models_dir, model).production:
+            return model
+    raise InvalidRequestError(
+        f"There is no model to start from. Name a recipe to train from scratch by: {', '.join(recipe.names())}."
+    )

@@ -1,0 +1,195 @@
+"""The training process of a job: `python -m app.jobs.child JOB REQUEST`. Its outcome is one JSON document on stdout."""
+
+import errno
+import logging
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from app.jobs.folder import JobFolder, exclusive, find_dataset
+from app.jobs.job import Failure, Request
+from app.jobs.process import Outcome, end_with_parent
+from app.settings import Settings
+from training import artifact, compare, machine, recipe, run
+from training.artifact import Manifest
+from training.errors import InputError, TrainingError
+from training.finetune import FinetuneJob, finetune
+from training.loop import Epoch, Step
+
+log = logging.getLogger(__name__)
+
+_NICE = 19
+_REWRITE_SECONDS = 0.5
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LONG = {"per_class", "confusion"}  # parts of a split's figures that are left to the manifest
+
+
+class Reporter(logging.Handler):
+    """Writes how the run goes into the job's folder: a sink of the run, and a handler for its warnings."""
+
+    def __init__(self, folder: JobFolder) -> None:
+        super().__init__(logging.WARNING)
+        self._folder = folder
+        self._state = folder.read_state()  # of the run before the interruption, if there was one
+        self._written = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self._state.warnings:
+            self._write(warnings=[*self._state.warnings, message])
+
+    def step(self, step: Step) -> None:
+        if time.monotonic() - self._written >= _REWRITE_SECONDS:
+            self._report(epoch=step.epoch, loss=step.loss, eta_seconds=step.eta_seconds)
+
+    def epoch(self, epoch: Epoch) -> None:
+        self._report(
+            epoch=epoch.epoch,
+            epochs=epoch.epochs,
+            loss=epoch.loss,
+            val_accuracy=epoch.val_accuracy,
+            eta_seconds=epoch.seconds / epoch.epoch * (epoch.epochs - epoch.epoch),
+        )
+
+    def _report(self, **changes: Any) -> None:
+        self._write(progress=self._state.progress.model_copy(update=changes))
+
+    def _write(self, **changes: Any) -> None:
+        self._state = self._state.model_copy(update=changes)
+        self._folder.write_state(self._state)
+        self._written = time.monotonic()
+
+
+def main() -> None:
+    """Train, compare, and say what came of it."""
+    job, request = sys.argv[1], Request.model_validate_json(sys.argv[2])
+    with os.fdopen(os.dup(1), "w") as answer:
+        os.dup2(2, 1)  # what a library prints goes to the log, and not into the answer
+        end_with_parent()
+        _give_way()
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        answer.write(_outcome(job, request, Settings()).model_dump_json())
+
+
+def _give_way() -> None:
+    """Leave the processors to whoever answers requests, and be the first to go when memory runs out."""
+    os.nice(_NICE)
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError as error:
+        log.info("The kernel may end other processes first when memory runs out: %s", error)
+
+
+def _outcome(job: str, request: Request, settings: Settings) -> Outcome:
+    try:
+        return _run(job, request, settings)
+    except InputError as error:
+        return Outcome(failure=Failure(detail=str(error), errors=list(error.problems)))
+    except TrainingError as error:
+        return Outcome(failure=Failure(detail=str(error), errors=[]))
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        full = f"The disk is full ({error}). Free some room and send the job again; production is untouched."
+        return Outcome(failure=Failure(detail=full, errors=[]))
+
+
+def _run(job: str, request: Request, settings: Settings) -> Outcome:
+    machine.keep_freed_memory()
+    machine.set_threads(most=settings.finetune_threads)
+    folder = JobFolder(settings.data_dir, job)
+    reporter = Reporter(folder)
+    logging.getLogger("training").addHandler(reporter)
+    # A process of an earlier attempt may still be on its way out, and two would share a checkpoint.
+    with exclusive(settings.data_dir, request.name):
+        try:
+            manifest = _train(job, request, settings, folder, reporter)
+            comparison = _compare(manifest, settings)
+        finally:  # only a process that is killed leaves its checkpoint to the next attempt
+            shutil.rmtree(run.runs_folder(settings.models_dir, request.name), ignore_errors=True)
+    metrics = {
+        name: {key: value for key, value in figures.items() if key not in _LONG}
+        if isinstance(figures, dict)
+        else figures
+        for name, figures in manifest.metrics.items()
+    }
+    return Outcome(version=manifest.version, metrics=metrics, comparison=comparison)
+
+
+def _train(job: str, request: Request, settings: Settings, folder: JobFolder, reporter: Reporter) -> Manifest:
+    command = ("POST", f"/finetune/{job}")
+    written = _written(settings.models_dir, request.name, " ".join(command))
+    if written:
+        return written  # the worker died between the writing and the recording of it
+    resume = _resumable(run.runs_folder(settings.models_dir, request.name), job)
+    if resume:
+        log.info("the run was interrupted and goes on from its last finished epoch")
+    archive = str(folder.path / request.dataset)
+    if request.recipe:
+        chosen = recipe.load(request.recipe, _overrides(request))
+        scratch = run.Job(chosen, archive, request.name, settings.models_dir, request.seed, settings.device, command)
+        return run.train(scratch, [reporter], resume)
+    assert request.start  # noqa: S101 (without a recipe, the service has found one)
+    tuned = FinetuneJob(
+        base=request.start,
+        source=archive,
+        name=request.name,
+        models=settings.models_dir,
+        method=request.method,
+        epochs=request.epochs,
+        batch_size=request.batch_size,
+        learning_rate=request.learning_rate,
+        classes=request.classes,
+        seed=request.seed,
+        device=settings.device,
+        command=command,
+    )
+    return finetune(tuned, [reporter], resume)
+
+
+def _written(models: Path, name: str, command: str) -> Manifest | None:
+    """The version that this job has written, known by its manifest's command."""
+    for version in reversed(artifact.versions(models, name)):
+        manifest = artifact.read_manifest(artifact.folder(models, name, version))
+        if manifest.command == command:
+            return manifest
+    return None
+
+
+def _resumable(runs: Path, job: str) -> bool:
+    """Whether an earlier attempt of this job left a checkpoint; what other jobs left is removed."""
+    owner = runs / "job"
+    if owner.exists() and owner.read_text() == job:
+        return (runs / "checkpoint.pt").exists()
+    shutil.rmtree(runs, ignore_errors=True)
+    runs.mkdir(parents=True)
+    owner.write_text(job)
+    return False
+
+
+def _overrides(request: Request) -> list[str]:
+    values = {
+        "epochs": request.epochs,
+        "batch_size": request.batch_size,
+        "optimizer.learning_rate": request.learning_rate,
+    }
+    return [f"{key}={value}" for key, value in values.items() if value is not None]
+
+
+def _compare(manifest: Manifest, settings: Settings) -> dict[str, Any] | None:
+    production = artifact.read_aliases(settings.models_dir, manifest.name).production
+    if production in {None, manifest.version}:
+        return None
+    assert production  # noqa: S101 (for the type checker)
+    before = artifact.read_manifest(artifact.folder(settings.models_dir, manifest.name, production))
+    archives = {
+        sha256: find_dataset(settings.data_dir, sha256) for sha256 in (manifest.data.sha256, before.data.sha256)
+    }
+    return compare.compare(settings.models_dir, manifest.name, manifest.version, production, archives)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The worker: takes jobs from the queue, one at a time, until it is stopped. `python -m app worker`."""
+
+import fcntl
+import itertools
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from secrets import token_hex
+
+from dbos import DBOS
+
+from app.jobs import workflow  # noqa: F401  (registers the workflow)
+from app.jobs.folder import prune
+from app.jobs.queue import APPLICATION, QUEUE, SERIALIZER, UNFINISHED, WORKFLOW, database_url
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Jobs are taken up only by workers of the version that they were begun with. Raise it when the workflow's steps change.
+_WORKFLOW_VERSION = "1"
+_POLL_SECONDS = 0.5
+_LOOK_SECONDS = 2
+_LOOKS_A_PRUNE = 30
+
+
+class Worker:
+    """One worker. Its id is new at every start, and a file that it keeps locked says that it lives.
+
+    The lock is let go of when the process ends, however it does: whoever can take it knows that the worker is dead,
+    and puts its unfinished job back into the queue.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._workers = settings.data_dir / "workers"
+        self._id = token_hex(8)
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Work until SIGTERM or Ctrl-C; a job that is running then goes on from its last epoch after the next start."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stopped.set())
+        self._workers.mkdir(parents=True, exist_ok=True)
+        hidden = self._workers / f".{self._id}"
+        with hidden.open("w") as own:
+            fcntl.flock(own, fcntl.LOCK_EX)
+            hidden.rename(self._workers / self._id)  # seen by other workers only now that it is locked
+            self._launch()
+            log.info("Worker %s, process %d, waits for jobs", self._id, os.getpid())
+            for look in itertools.count():
+                self._recover_others()
+                if look % _LOOKS_A_PRUNE == 0:
+                    self._prune()
+                if self._stopped.wait(_LOOK_SECONDS):
+                    break
+            # No tidy end: the training process ends with this one, and its job must not be recorded as failed.
+            logging.shutdown()
+            os._exit(0)
+
+    def _launch(self) -> None:
+        DBOS(
+            config={
+                "name": APPLICATION,
+                "system_database_url": database_url(self._settings),
+                "serializer": SERIALIZER,
+                "executor_id": self._id,
+                "application_version": _WORKFLOW_VERSION,
+                "log_level": "WARNING",
+            }
+        )
+        DBOS.launch()
+        DBOS.register_queue(
+            QUEUE,
+            worker_concurrency=1,
+            partition_concurrency=1,
+            polling_interval_sec=_POLL_SECONDS,
+            on_conflict="always_update",
+        )
+
+    def _recover_others(self) -> None:
+        for path in self._workers.iterdir():
+            if path.name != self._id and not path.name.startswith("."):
+                self._recover(path)
+
+    def _recover(self, path: Path) -> None:
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return  # it lives
+            # The public calls recover what a worker with the same id left behind; this is what they are made of.
+            for handle in DBOS._recover_pending_workflows([path.name]):
+                log.warning("Worker %s is dead; its job %s goes on", path.name, handle.get_workflow_id())
+            path.unlink()
+
+    def _prune(self) -> None:
+        active = {found.workflow_id for found in DBOS.list_workflows(name=WORKFLOW, status=UNFINISHED)}
+        prune(self._settings.data_dir, active, int(self._settings.keep_datasets_mb * 1_000_000))

@@ -1,0 +1,343 @@
+"""Fine-tunes over HTTP, from the upload to the answer of the new version, with real workers that are really killed."""
+
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.app import artifacts, postgres
+from tests.app.jobs import TINY, Job, accepted, ended, follow, shapes, submit, trained, versions, wait
+from tests.app.process import Server, serve
+from tests.encoding import encode
+from tests.training.shapes import draw
+from training import artifact
+
+ROUNDS = int(os.environ.get("REFIT_CHAOS_ROUNDS", "2"))
+LONG: dict[str, Any] = {**TINY, "epochs": 12}  # enough to be interrupted in
+SHORT: dict[str, Any] = {**TINY, "epochs": 2}
+ARCHIVE = shapes()
+
+
+def new_models(folder: Path) -> Path:
+    artifacts.write(folder / "models", "cifar10", seed=1)
+    return folder / "models"
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return new_models(tmp_path)
+
+
+@contextmanager
+def running(models: Path, **settings: Any) -> Iterator[tuple[Server, httpx.Client]]:
+    """A service with one worker, unless told otherwise, and a client of it."""
+    with (
+        serve(models, **{"finetune_workers": 1, "finetune_threads": 1, **settings}) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        yield server, client
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, httpx.Client, list[Job]]]:
+    """The models, a client, and every event of a job that nothing disturbed."""
+    models = new_models(tmp_path_factory.mktemp("reference"))
+    with running(models) as (_, client):
+        job = accepted(submit(client, ARCHIVE, name="shapes", **LONG))
+        yield models, client, list(follow(client, job))
+
+
+def worker_process(server: Server) -> int:
+    """The process of the worker that was started last, once it is up."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        started = [
+            found[1] for line in list(server.log) if (found := re.search(r"process (\d+), waits for jobs", line))
+        ]
+        if started and Path("/proc", started[-1]).exists():
+            return int(started[-1])
+        time.sleep(0.05)
+    raise AssertionError("no worker has started:\n" + "".join(server.log))
+
+
+def figures(job: Job) -> object:
+    """What has to be the same whether or not a job was disturbed."""
+    return job["result"]["metrics"]
+
+
+def test_a_job_goes_from_upload_to_answers(reference: tuple[Path, httpx.Client, list[Job]]) -> None:
+    models, client, events = reference
+    job, last = events[0]["id"], events[-1]
+    assert last["status"] == "succeeded", last
+    assert client.get(f"/finetune/{job}").json() == last
+    assert [event["status"] for event in events].index("running") < len(events) - 1
+    epochs = [event["progress"]["epoch"] for event in events]
+    assert epochs == sorted(epochs)
+    assert last["progress"]["epoch"] == last["progress"]["epochs"] == LONG["epochs"]
+    assert 0 <= last["progress"]["val_accuracy"] <= 1
+    assert last["progress"]["eta_seconds"] == 0
+    result = last["result"]
+    assert (result["model"], result["version"], result["promoted"], result["comparison"]) == ("shapes", 1, True, None)
+    manifest = artifact.verify(artifact.folder(models, "shapes", 1))
+    assert result["metrics"]["test"]["accuracy"] == manifest.metrics["test"]["accuracy"]
+    assert artifact.read_aliases(models, "shapes").production == 1
+    answer = client.post("/predict", params={"model": "shapes"}, files={"file": encode(draw("disc", 1000))})
+    assert answer.json()["predictions"][0]["label"] in {"disc", "cross"}
+    assert "training 12 epochs" in client.get(f"/finetune/{job}/log").text
+
+
+def test_a_new_model_starts_from_the_default_one_and_then_from_itself(models: Path) -> None:
+    with running(models) as (_, client):
+        for base in ("cifar10@1", "shapes@1"):
+            job = accepted(submit(client, ARCHIVE, name="shapes", method="head", promote="never"))
+            last = wait(client, job, ended)
+            assert last["status"] == "succeeded", last
+            version = last["result"]["version"]
+            manifest = artifact.verify(artifact.folder(models, "shapes", version))
+            assert manifest.parent == base
+            assert manifest.classes == ("cross", "disc")
+        assert last["result"]["comparison"]["pictures"]["candidate"] == manifest.metrics["test"]["count"]
+    assert versions(models, "shapes") == [1, 2]
+
+
+def test_a_better_version_is_promoted_and_a_worse_one_is_not(
+    reference: tuple[Path, httpx.Client, list[Job]],
+) -> None:
+    models, client, _ = reference
+    asked: dict[str, Any] = {**TINY, "name": "shapes"}
+    # One epoch at a rate at which nothing is learned, then the first job's own recipe again.
+    worse = accepted(submit(client, ARCHIVE, epochs=1, learning_rate=1e-6, **asked))
+    equal = accepted(submit(client, ARCHIVE, epochs=LONG["epochs"], **asked))
+    unwanted = accepted(submit(client, ARCHIVE, epochs=1, promote="never", **asked))
+    second, third, fourth = (wait(client, job, ended)["result"] for job in (worse, equal, unwanted))
+    assert [found["version"] for found in (second, third, fourth)] == [2, 3, 4]
+    assert not second["promoted"]
+    assert not second["comparison"]["passed"]
+    assert "macro F1" in second["reason"]
+    scores = third["comparison"]["scores"]
+    assert third["promoted"]
+    assert (third["comparison"]["candidate"], third["comparison"]["production"]) == (3, 1)
+    for figure in ("accuracy", "macro_f1", "calibration_error", "old_class_accuracy", "bytes"):
+        assert scores["candidate"][figure] == scores["production"][figure]
+    test = artifact.read_manifest(artifact.folder(models, "shapes", 3)).metrics["test"]
+    assert scores["candidate"]["accuracy"] == test["accuracy"]
+    assert third["comparison"]["pictures"] == {"candidate": test["count"]}
+    assert not fourth["promoted"]
+    assert artifact.read_aliases(models, "shapes").production == 3
+
+
+def test_a_running_job_is_cancelled_and_nothing_is_left_of_it(models: Path) -> None:
+    with running(models) as (server, client):
+        job = accepted(submit(client, ARCHIVE, name="unwanted", **LONG))
+        wait(client, job, trained(2))
+        training = child_of(worker_process(server))
+        assert client.delete(f"/finetune/{job}").status_code == 202
+        assert client.get(f"/finetune/{job}").json()["status"] == "cancelled"
+        wait_gone(training)
+        # The worker is free again, and what the cancelled run left is not taken for the next one's.
+        after = wait(client, accepted(submit(client, ARCHIVE, name="unwanted", **SHORT)), ended)
+        assert after["result"]["version"] == 1
+        answer = client.delete(f"/finetune/{after['id']}")
+        assert (answer.status_code, answer.json()["type"]) == (409, "urn:refit:problem:job-ended")
+
+
+def test_a_killed_worker_is_replaced_and_its_job_goes_on(
+    models: Path, reference: tuple[Path, httpx.Client, list[Job]]
+) -> None:
+    undisturbed = reference[2][-1]
+    with running(models) as (server, client):
+        job = accepted(submit(client, ARCHIVE, name="shapes", **LONG))
+        wait(client, job, trained(3))
+        worker = worker_process(server)
+        training = child_of(worker)
+        os.kill(worker, signal.SIGKILL)
+        wait_gone(training)
+        last = wait(client, job, ended)
+        assert last["status"] == "succeeded", last
+        assert figures(last) == figures(undisturbed)
+        assert "goes on from its last finished epoch" in client.get(f"/finetune/{job}/log").text
+        assert client.post("/predict", files={"file": encode(draw("disc", 1))}).status_code == 200
+    assert versions(models, "shapes") == [1]
+
+
+def test_a_worker_killed_after_the_version_is_written_writes_no_second_one(models: Path) -> None:
+    with running(models) as (server, client):
+        # The second version: its comparison with the first takes place between writing and recording.
+        first = wait(client, accepted(submit(client, ARCHIVE, name="shapes", **SHORT)), ended)
+        job = accepted(submit(client, ARCHIVE, name="shapes", **SHORT))
+        worker = worker_process(server)
+        end = time.monotonic() + 120
+        while versions(models, "shapes") != [1, 2]:
+            assert time.monotonic() < end
+            time.sleep(0.002)
+        os.kill(worker, signal.SIGKILL)
+        last = wait(client, job, ended)
+    assert last["result"]["version"] == 2
+    assert figures(last) == figures(first)
+    assert versions(models, "shapes") == [1, 2]
+
+
+def test_the_service_killed_and_started_again_loses_no_job(models: Path) -> None:
+    with running(models) as (server, client):
+        jobs = [accepted(submit(client, ARCHIVE, name=name, **SHORT)) for name in ("one", "two")]
+        wait(client, jobs[0], lambda job: job["status"] != "queued")
+        worker = worker_process(server)
+        server.process.kill()
+        wait_gone(worker)
+    with running(models) as (_, client):
+        for job, name in zip(jobs, ("one", "two"), strict=True):
+            assert wait(client, job, ended)["status"] == "succeeded"
+            assert versions(models, name) == [1]
+
+
+def test_a_full_disk_fails_the_job_and_leaves_production_alone(models: Path) -> None:
+    with running(models) as (server, client):
+        first = wait(client, accepted(submit(client, ARCHIVE, name="shapes", **SHORT)), ended)
+        assert first["status"] == "succeeded"
+        # Files above this size cannot be written any more, as on a disk that is full: a checkpoint has a megabyte.
+        resource.prlimit(worker_process(server), resource.RLIMIT_FSIZE, (900_000, 900_000))
+        last = wait(client, accepted(submit(client, ARCHIVE, name="shapes", **SHORT)), ended)
+        assert last["status"] == "failed", last
+        assert "cannot be written" in last["error"]["detail"]
+        answer = client.post("/predict", params={"model": "shapes"}, files={"file": encode(draw("disc", 1))})
+        assert answer.json()["version"] == 1
+    assert versions(models, "shapes") == [1]
+    assert not list(models.rglob(".partial-*"))
+
+
+def test_what_only_the_run_finds_out_fails_the_job_with_every_problem(models: Path) -> None:
+    # Too large to be decoded when it is sent.
+    noise = {f"disc/large{number}.bmp": b"BM" + os.urandom(11_000_000) for number in range(2)}
+    with running(models) as (_, client):
+        last = wait(client, accepted(submit(client, shapes(count=5, extra=noise), name="bad", **SHORT)), ended)
+    assert last["status"] == "failed"
+    assert len(last["error"]["errors"]) == 2
+    assert all("disc/large" in problem for problem in last["error"]["errors"])
+    assert not (models / "bad").exists()
+
+
+def test_warnings_are_shown_and_stop_nothing(models: Path) -> None:
+    repeated = {"cross/again.png": encode(draw("disc", 1)), "stray.png": encode(draw("disc", 99)), "notes.txt": b"x"}
+    with running(models) as (_, client):
+        last = wait(client, accepted(submit(client, shapes(extra=repeated), name="odd", **SHORT)), ended)
+    assert last["status"] == "succeeded"
+    said = "\n".join(last["warnings"])
+    for found in ("nearly repeat one of another class: cross/again.png", "stray.png", "notes.txt"):
+        assert found in said
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Iterator[dict[str, object]]:
+    """Settings that name a database."""
+    if request.param == "sqlite":
+        yield {}
+        return
+    with postgres.cluster() as url:
+        yield {"database_url": url}
+
+
+def test_two_workers_share_the_queue(models: Path, database: dict[str, object]) -> None:
+    with running(models, finetune_workers=2, **database) as (server, client):
+        # Jobs of one model wait for one another, jobs of two models run at once.
+        jobs = [accepted(submit(client, ARCHIVE, name=name, **SHORT)) for name in ("one", "two", "one")]
+        last = [wait(client, job, ended) for job in jobs]
+        assert [found["status"] for found in last] == ["succeeded"] * 3, last
+        assert [found["result"]["version"] for found in last] == [1, 1, 2]
+        assert [job["id"] for job in client.get("/finetune").json()["jobs"]] == jobs[::-1]
+        assert sum("waits for jobs" in line for line in server.log) == 2
+
+
+def test_chaos(models: Path, database: dict[str, object]) -> None:
+    """Worker or service are killed at random moments; every accepted job ends, each once, none with a wrong result."""
+    rng = random.Random(ROUNDS)
+    jobs: list[str] = []
+    for number in range(ROUNDS):
+        with running(models, **database) as (server, client), predicting(server) as failures:
+            name = f"model{number % 2}"
+            jobs.append(accepted(submit(client, ARCHIVE, name=name, epochs=3, promote="never", **TINY)))
+            victim = rng.choice(["worker", "service"])
+            worker = worker_process(server)
+            time.sleep(rng.uniform(0, 8))  # the moment is what the test is about
+            if victim == "worker":
+                os.kill(worker, signal.SIGKILL)
+                worker_process(server)
+            server.process.kill()
+            wait_gone(worker)
+        assert failures == [], "production did not answer while the service was up"
+    with running(models, **database) as (_, client):
+        last = [wait(client, job, ended) for job in jobs]
+    assert [job["status"] for job in last] == ["succeeded"] * ROUNDS, last
+    assert len({str(figures(job)) for job in last}) == 1, "the same data, recipe and seed gave different results"
+    for name in {job["name"] for job in last}:
+        own = [job["result"]["version"] for job in last if job["name"] == name]
+        assert sorted(own) == versions(models, name) == list(range(1, len(own) + 1))
+
+
+@contextmanager
+def predicting(server: Server) -> Iterator[list[str]]:
+    """Classify a picture again and again, and list what went wrong while the server lived."""
+    failures: list[str] = []
+    stopped = threading.Event()
+    picture = encode(draw("disc", 1))
+
+    def ask() -> None:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            while not stopped.wait(0.05):
+                try:
+                    answer = client.post("/predict", params={"model": "cifar10"}, files={"file": picture})
+                except httpx.TransportError as error:
+                    if server.process.poll() is None and not stopped.wait(1):
+                        failures.append(repr(error))
+                    return
+                if answer.status_code != 200:
+                    failures.append(answer.text)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield failures
+    finally:
+        stopped.set()
+        asking.join()
+
+
+def child_of(process: int) -> int:
+    """The one child of a process."""
+    (child,) = subprocess.run(
+        ["ps", "--ppid", str(process), "-o", "pid="], capture_output=True, text=True, check=True
+    ).stdout.split()
+    return int(child)
+
+
+def wait_gone(process: int) -> None:
+    """Wait until a process has ended; whoever started it may not have noticed yet."""
+    end = time.monotonic() + 30
+    with suppress(FileNotFoundError, ProcessLookupError):
+        while "\nState:\tZ" not in Path("/proc", str(process), "status").read_text():
+            assert time.monotonic() < end, f"process {process} goes on"
+            time.sleep(0.02)
+
+
+def test_a_worker_stops_when_it_is_told_to(tmp_path: Path) -> None:
+    models = new_models(tmp_path)
+    environment = {**os.environ, "APP_MODELS_DIR": str(models), "APP_DATA_DIR": str(tmp_path / "data")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "app", "worker"], env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if "waits for jobs" in line:
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0

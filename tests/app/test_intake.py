@@ -1,0 +1,227 @@
+"""Uploads of datasets: refused at once with every problem, or accepted once. No worker runs here."""
+
+import io
+import resource
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.app import artifacts
+from tests.app.jobs import TINY, accepted, shapes, submit
+from tests.app.process import Server, serve
+from tests.encoding import encode
+from tests.training.shapes import draw
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("intake") / "models"
+    artifacts.write(folder, "cifar10", seed=1)
+    artifacts.write(folder, "unpromoted", seed=2, promote=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(models: Path) -> Iterator[Server]:
+    with serve(models, max_upload_mb=1, max_dataset_mb=3, max_dataset_files=500) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as connected:
+        yield connected
+
+
+def jobs_folder(models: Path) -> Path:
+    return models.parent / "models-data" / "jobs"
+
+
+def problems(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 422, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"] == "urn:refit:problem:invalid-dataset"
+    found: list[str] = answer.json()["errors"]
+    return found
+
+
+def test_a_dataset_is_accepted_and_waits(client: httpx.Client, models: Path) -> None:
+    archive = shapes(count=5)
+    job = accepted(submit(client, archive, name="waits", epochs=3, **TINY))
+    shown = client.get(f"/finetune/{job}").json()
+    assert (shown["id"], shown["name"], shown["status"], shown["result"]) == (job, "waits", "queued", None)
+    assert shown["progress"]["epoch"] == 0
+    assert client.get("/finetune", params={"limit": 1}).json()["jobs"] == [shown]
+    (kept,) = (jobs_folder(models) / job).iterdir()
+    assert kept.read_bytes() == archive
+
+
+def test_a_dataset_may_be_larger_than_a_picture(client: httpx.Client) -> None:
+    noise = zipfile.ZipFile(large := io.BytesIO(), "w")
+    noise.writestr("notes.txt", bytes(range(256)) * 6000)
+    for kind in ("disc", "cross"):
+        for number in range(4):
+            noise.writestr(f"{kind}/{number}.png", encode(draw(kind, number)))
+    noise.close()
+    assert len(large.getvalue()) > 1_000_000
+    accepted(submit(client, large.getvalue(), name="large", **TINY))
+    answer = submit(client, large.getvalue() * 2, name="large", **TINY)
+    assert answer.status_code == 413
+    assert "APP_MAX_DATASET_MB" in answer.json()["detail"]
+
+
+def test_a_key_makes_repeated_requests_one_job(client: httpx.Client) -> None:
+    archive = shapes(count=5)
+    first = accepted(submit(client, archive, key="once", name="once", **TINY))
+    assert accepted(submit(client, archive, key="once", name="once", **TINY)) == first
+    assert accepted(submit(client, archive, key="twice", name="once", **TINY)) != first
+    for other in (
+        submit(client, archive, key="once", name="another", **TINY),
+        submit(client, shapes(count=6), key="once", name="once", **TINY),
+    ):
+        assert other.status_code == 422
+        assert other.json()["type"] == "urn:refit:problem:key-reused"
+    assert client.get(f"/finetune/{first}").json()["name"] == "once"
+
+
+def test_every_problem_is_listed_at_once(client: httpx.Client, models: Path) -> None:
+    before = set(jobs_folder(models).iterdir())
+    good = encode(draw("disc", 1))
+    extra = {
+        "empty/": b"",
+        "tiny/0.png": good,
+        "Disc/9.png": good,
+        "disc/text.png": b"no picture",
+        "cross/half.png": good[: len(good) // 2],
+    }
+    found = "\n".join(problems(submit(client, shapes(count=5, extra=extra), name="bad", **TINY)))
+    for said in ("'empty' is empty", "'tiny' has 1 picture", "differ only in case", "disc/text.png", "cross/half.png"):
+        assert said in found
+    assert set(jobs_folder(models).iterdir()) == before, "nothing of a refused upload is kept"
+
+
+def one_class() -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for number in range(9):
+            archive.writestr(f"disc/{number}.png", encode(draw("disc", number)))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("filename", "archive", "said"),
+    [
+        ("shapes.zip", b"no archive", "cannot be read"),
+        ("shapes.zip", shapes(count=4)[:-300], "cannot be read"),
+        ("shapes.rar", shapes(count=4), "is no archive that can be read"),
+        ("shapes.zip", one_class(), "only one class"),
+        ("shapes.zip", shapes(count=4, extra={"../outside.png": b""}), "points outside"),
+        ("shapes.zip", shapes(count=4, extra={"/etc/passwd": b""}), "points outside"),
+        ("shapes.zip", shapes(count=251), "more than 500 files"),
+        ("shapes.zip", shapes(count=4, extra={"zeros.bin": bytes(300_000_000)}), "times its size"),
+    ],
+)
+def test_archives_that_are_refused(client: httpx.Client, filename: str, archive: bytes, said: str) -> None:
+    found = problems(submit(client, archive, filename=filename, name="x", **TINY))
+    assert said in "\n".join(found)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_are_refused(client: httpx.Client, kind: bytes) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        item = tarfile.TarInfo("disc/0.png")
+        item.type, item.linkname = kind, "/etc/passwd"
+        archive.addfile(item)
+    (found,) = problems(submit(client, packed.getvalue(), filename="shapes.tar.gz", name="x", **TINY))
+    assert "'disc/0.png' is a" in found
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "'name'"),
+        ({"name": "Big Name"}, "'name'"),
+        ({"name": "x", "epochs": "no"}, "'epochs'"),
+        ({"name": "x", "colour": "red"}, "'colour'"),
+        ({"name": "x", "recipe": "/etc/passwd.toml"}, "There is no recipe"),
+        ({"name": "x", "base": "nothing"}, "There is no model 'nothing'"),
+        ({"name": "x", "base": "cifar10@7"}, "has no version 7"),
+        ({"name": "x", "base": "unpromoted"}, "in production"),
+        ({"name": "x", "base": "cifar10", "recipe": "resnet20"}, "not both"),
+    ],
+)
+def test_fields_that_are_refused(client: httpx.Client, fields: dict[str, Any], said: str) -> None:
+    answer = submit(client, shapes(count=4), **fields)
+    assert answer.status_code == 422, answer.text
+    assert said in answer.json()["detail"]
+
+
+def test_bodies_that_are_refused(client: httpx.Client) -> None:
+    assert client.post("/finetune", content=b"x", headers={"content-type": "text/plain"}).status_code == 415
+    no_file = client.post("/finetune", data={"name": "x"}, files={"other": b"x"})
+    assert no_file.status_code == 422
+    assert "'other'" in no_file.json()["detail"]
+    two = [("dataset", ("a.zip", b"a")), ("dataset", ("b.zip", b"b"))]
+    assert client.post("/finetune", data={"name": "x"}, files=two).status_code == 422
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(server: Server, models: Path) -> None:
+    before = set(jobs_folder(models).iterdir())
+
+    def breaking() -> Iterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="dataset"; filename="a.zip"\r\n\r\n' + bytes(200_000)
+        raise ConnectionError
+
+    with httpx.Client(base_url=server.url) as client, pytest.raises(ConnectionError):
+        client.post("/finetune", content=breaking(), headers={"content-type": "multipart/form-data; boundary=b"})
+    with httpx.Client(base_url=server.url) as client:
+        accepted(submit(client, shapes(count=4), key="after", name="after", **TINY))
+    assert {path.name for path in jobs_folder(models).iterdir() if path.name.startswith(".upload")} == set()
+    assert len(set(jobs_folder(models).iterdir()) - before) == 1
+
+
+def test_a_full_disk_refuses_the_upload(models: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("notes.txt", bytes(1_000_000))
+    with serve(models) as server, httpx.Client(base_url=server.url) as client:
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (400_000, 400_000))
+        answer = submit(client, packed.getvalue(), name="x", **TINY)
+        assert answer.status_code == 507, answer.text
+        assert answer.json()["type"] == "urn:refit:problem:disk-full"
+        assert client.get("/readyz").status_code == 200
+
+
+def test_unknown_jobs_and_queued_ones_that_are_cancelled(client: httpx.Client) -> None:
+    for answer in (client.get("/finetune/nothing"), client.delete("/finetune/nothing")):
+        assert answer.status_code == 404
+        assert answer.json()["type"] == "urn:refit:problem:unknown-job"
+    assert client.get("/finetune/nothing/events").status_code == 404
+    job = accepted(submit(client, shapes(count=4), name="unwanted", **TINY))
+    for _ in range(2):
+        assert client.delete(f"/finetune/{job}").status_code == 202
+        assert client.get(f"/finetune/{job}").json()["status"] == "cancelled"
+
+
+def test_without_the_database_pictures_are_served_all_the_same(models: Path) -> None:
+    nowhere = "postgresql://nobody@127.0.0.1:1/refit"
+    with serve(models, database_url=nowhere) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        answer = client.get("/finetune")
+        assert answer.status_code == 503
+        assert answer.json()["type"] == "urn:refit:problem:queue-unavailable"
+        assert int(answer.headers["retry-after"]) > 0
+        assert client.post("/predict", files={"file": encode(draw("disc", 1))}).status_code == 200
+
+
+def test_a_key_is_asked_for(models: Path) -> None:
+    with serve(models, api_keys="secret") as server, httpx.Client(base_url=server.url) as client:
+        assert submit(client, shapes(count=4), name="x", **TINY).status_code == 401
+        for path in ("/finetune", "/finetune/x", "/finetune/x/events", "/finetune/x/log"):
+            assert client.get(path).status_code == 401
+        assert client.get("/finetune", headers={"X-API-Key": "secret"}).status_code == 200

@@ -1,0 +1,147 @@
+"""The gate: two versions on the same pictures, which neither was trained on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.encoding import encode
+from tests.training.shapes import draw
+from tests.training.sources import make
+from training import compare, data, recipe, run
+from training.artifact import Manifest
+from training.digest import file_sha256
+
+OVERRIDES = ("network.arguments={width=4}", "batch_size=16", "optimizer.learning_rate=0.05", "validation=1000")
+KINDS = ("disc", "cross")
+
+
+def archive(folder: Path, numbers: range, extra: Mapping[str, bytes] | None = None) -> Path:
+    folder.mkdir()
+    drawn = {f"{kind}/{number}.png": encode(draw(kind, number)) for kind in KINDS for number in numbers}
+    return make(folder, ".zip", {**drawn, **(extra or {})})
+
+
+def train(models: Path, source: Path, epochs: int) -> Manifest:
+    chosen = recipe.load("resnet20", (*OVERRIDES, f"epochs={epochs}"))
+    return run.train(run.Job(chosen, str(source), "shapes", models, device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pictures, the same ones and as many others, and those with a third class."""
+    folder = tmp_path_factory.mktemp("sources")
+    squares = {f"square/{number}.png": encode(draw("disc", number, 16).resize((32, 32))) for number in range(500, 520)}
+    return {
+        "few": archive(folder / "few", range(30)),
+        "more": archive(folder / "more", range(60)),
+        "third": archive(folder / "third", range(30), squares),
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, sources: dict[str, Path]) -> tuple[Path, list[Manifest]]:
+    """Versions 1 to 4: a good one, an untrained one, one of more data, one of three classes."""
+    models = tmp_path_factory.mktemp("models")
+    order = (("few", 8), ("few", 1), ("more", 8), ("third", 8))
+    return models, [train(models, sources[source], epochs) for source, epochs in order]
+
+
+def gate(
+    trained: tuple[Path, list[Manifest]], sources: dict[str, Path], candidate: int, production: int, kept: bool = True
+) -> dict[str, Any]:
+    """The comparison of two versions, with or without the data of the one in production."""
+    models, manifests = trained
+    archives: dict[str, Path | None] = {file_sha256(path): path for path in sources.values()}
+    if not kept:
+        archives[manifests[production - 1].data.sha256] = None
+    return compare.compare(models, "shapes", candidate, production, archives)
+
+
+def names(path: Path, manifest: Manifest) -> tuple[set[str], set[str]]:
+    """A version's test pictures, and those that it was trained on or chosen by."""
+    parts = data.partition(data.load(str(path), 32), 1000, manifest.data.seed)
+    return set(parts.test.names), {*parts.train.names, *parts.validation.names}
+
+
+def test_same_data_is_compared_on_its_own_test_split(
+    trained: tuple[Path, list[Manifest]], sources: dict[str, Path]
+) -> None:
+    found = gate(trained, sources, candidate=2, production=1)
+    tests = [manifest.metrics["test"] for manifest in trained[1]]
+    assert found["pictures"] == {"candidate": tests[0]["count"]}
+    for who, test in (("candidate", tests[1]), ("production", tests[0])):
+        for figure in ("accuracy", "macro_f1", "calibration_error"):
+            assert found["scores"][who][figure] == pytest.approx(test[figure])
+    assert found["passed"] == (tests[1]["macro_f1"] >= tests[0]["macro_f1"])
+
+
+def test_no_picture_is_one_that_either_was_trained_on(
+    trained: tuple[Path, list[Manifest]], sources: dict[str, Path]
+) -> None:
+    few, more = (names(sources[source], trained[1][number]) for source, number in (("few", 0), ("more", 2)))
+    assert few[1] & more[0], "the splits of both sources overlap, or this tests nothing"
+    pictures = gate(trained, sources, candidate=3, production=1)["pictures"]
+    assert 0 < pictures["candidate"] <= len(more[0] - few[1])
+    assert pictures["production"] == 0, "all of the smaller source is in the larger one"
+    reverse = gate(trained, sources, candidate=1, production=3)["pictures"]
+    assert 0 <= reverse["candidate"] <= len(few[0] - more[1])
+    assert 0 < reverse["production"] <= len(more[0] - few[1] - few[0])
+
+
+def test_a_class_that_a_version_does_not_know_is_a_wrong_answer(
+    trained: tuple[Path, list[Manifest]], sources: dict[str, Path]
+) -> None:
+    with_third = gate(trained, sources, candidate=4, production=1)
+    without = gate(trained, sources, candidate=1, production=4)
+    assert with_third["scores"]["production"]["accuracy"] <= 1 - 3 / sum(with_third["pictures"].values())
+    assert with_third["scores"]["production"]["old_class_accuracy"] > with_third["scores"]["production"]["accuracy"]
+    assert without["scores"]["candidate"]["accuracy"] < 1
+    assert without["scores"]["candidate"]["old_class_accuracy"] == without["scores"]["candidate"]["accuracy"]
+
+
+def test_without_productions_data_its_stored_pictures_are_asked(
+    trained: tuple[Path, list[Manifest]], sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REFIT_CACHE", str(tmp_path))  # where decoded copies of the data would be found
+    found = gate(trained, sources, candidate=3, production=1, kept=False)
+    assert found["pictures"]["candidate"] > 0
+    assert found["pictures"].keys() == {"candidate", "production"}
+
+
+GOOD = {
+    "accuracy": 0.9,
+    "macro_f1": 0.9,
+    "calibration_error": 0.02,
+    "old_class_accuracy": 0.9,
+    "latency_ms": 10.0,
+    "bytes": 1e6,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"macro_f1": 0.89}, "macro F1"),
+        ({"calibration_error": 0.08}, "calibration error"),
+        ({"old_class_accuracy": 0.87}, "production's classes"),
+        ({"latency_ms": 150.0}, "150 ms"),
+        ({"bytes": 2e8}, "200 MB"),
+    ],
+)
+def test_what_fails_the_gate(changes: dict[str, float], said: str) -> None:
+    (reason,) = compare._reasons({**GOOD, **changes}, GOOD)
+    assert said in reason
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"macro_f1": 0.95, "calibration_error": 0.06, "old_class_accuracy": 0.885},
+        {"latency_ms": 90.0, "bytes": 9e7},
+    ],
+)
+def test_what_passes_the_gate(changes: dict[str, float]) -> None:
+    assert compare._reasons({**GOOD, **changes}, GOOD) == []

@@ -1,0 +1,69 @@
+"""Screening: what is said against an archive before a run. The addresses' own tests cover the rest, over HTTP."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.sources import classes, make, png
+from training import screening
+from training.preflight import Findings
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tar.xz")
+
+
+def screen(path: Path, max_files: int = 1000, max_pixels: int = 10**6, least: int = 2) -> Findings:
+    return screening.screen(path, "pets.zip", max_files, max_pixels, least)
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_a_sound_archive_has_no_errors(tmp_path: Path, kind: str) -> None:
+    found = screen(make(tmp_path, kind, classes({"cat": 20, "dog": 20}, "pets/")))
+    assert (found.errors, found.warnings, found.classes) == ([], [], ("cat", "dog"))
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_problems_of_all_kinds_come_together(tmp_path: Path, kind: str) -> None:
+    files = {**classes({"cat": 20, "Cat": 20}), "dog": None, "cat/x.png": b"no picture", "stray.png": png(99)}
+    found = screen(make(tmp_path, kind, files))
+    errors = "\n".join(found.errors)
+    for said in ("'dog' is empty", "differ only in case", "cat/x.png"):
+        assert said in errors
+    assert "stray.png" in "\n".join(found.warnings)
+
+
+def test_a_damaged_archive_is_called_as_its_sender_called_it(tmp_path: Path) -> None:
+    path = make(tmp_path, ".zip", classes({"cat": 3, "dog": 3}))
+    path.write_bytes(path.read_bytes()[:-100])
+    (error,) = screen(path).errors
+    assert "pets.zip" in error
+    assert path.name not in error
+
+
+@pytest.mark.parametrize(("pixels", "accepted"), [(32 * 32, True), (32 * 32 - 1, False)])
+def test_pictures_with_too_many_pixels(tmp_path: Path, pixels: int, accepted: bool) -> None:
+    found = screen(make(tmp_path, ".zip", classes({"cat": 20, "dog": 20})), max_pixels=pixels)
+    assert (found.errors == []) == accepted
+
+
+@pytest.mark.parametrize(("files", "accepted"), [(40, True), (39, False)])
+def test_too_many_files(tmp_path: Path, files: int, accepted: bool) -> None:
+    found = screen(make(tmp_path, ".zip", classes({"cat": 20, "dog": 20})), max_files=files)
+    assert (found.errors == []) == accepted
+
+
+def test_one_class_is_enough_to_be_added(tmp_path: Path) -> None:
+    path = make(tmp_path, ".zip", classes({"cat": 20}))
+    assert screen(path).errors != []
+    assert screen(path, least=1).errors == []
+
+
+def test_litter_is_passed_over(tmp_path: Path) -> None:
+    litter = {"__MACOSX/cat/._1.png": b"x", ".DS_Store": b"x", "cat/.hidden.png": b"x"}
+    assert screen(make(tmp_path, ".zip", {**classes({"cat": 20, "dog": 20}), **litter})).errors == []
+
+
+def test_a_large_archive_is_not_decoded_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(tmp_path, ".zip", {**classes({"cat": 20, "dog": 20}), "cat/x.png": b"no picture"})
+    assert screen(path).errors != []
+    monkeypatch.setattr(screening, "DECODED_AT_ONCE", 1000)
+    assert screen(path).errors == []
