@@ -65,10 +65,6 @@ class JobFolder:
                 raise
             (upload / archive).replace(self.path / archive)
 
-    def discard(self, archive: str) -> None:
-        """Delete the archive of a job that has come to nothing."""
-        (self.path / archive).unlink(missing_ok=True)
-
 
 def new_upload(data_dir: Path) -> Path:
     """An empty folder for an upload that is not complete yet."""

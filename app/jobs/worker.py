@@ -11,7 +11,7 @@ from secrets import token_hex
 
 from dbos import DBOS
 
-from app.jobs import workflow  # noqa: F401  (registers the workflow)
+from app.jobs import workflow
 from app.jobs.folder import prune
 from app.jobs.queue import APPLICATION, QUEUE, SERIALIZER, UNFINISHED, WORKFLOW, database_url
 from app.settings import Settings
@@ -37,6 +37,7 @@ class Worker:
         self._workers = settings.data_dir / "workers"
         self._id = token_hex(8)
         self._stopped = threading.Event()
+        self._unrecorded: set[str] = set()
 
     def run(self) -> None:
         """Work until SIGTERM or Ctrl-C; a job that is running then goes on from its last epoch after the next start."""
@@ -51,6 +52,7 @@ class Worker:
             log.info("Worker %s, process %d, waits for jobs", self._id, os.getpid())
             for look in itertools.count():
                 self._recover_others()
+                self._check_recorded()
                 if look % _LOOKS_A_PRUNE == 0:
                     self._prune()
                 if self._stopped.wait(_LOOK_SECONDS):
@@ -94,6 +96,20 @@ class Worker:
             for handle in DBOS._recover_pending_workflows([path.name]):
                 log.warning("Worker %s is dead; its job %s goes on", path.name, handle.get_workflow_id())
             path.unlink()
+
+    def _check_recorded(self) -> None:
+        """End this process if it is done with a job and could not store what came of it, as on a full disk.
+
+        The job is taken up again by the next worker, and there is no other way back: the queue takes it for running.
+        """
+        begun = DBOS.list_workflows(status="PENDING", executor_id=self._id, load_input=False)
+        unrecorded = {found.workflow_id for found in begun} - workflow.RUNNING
+        # Seen twice, or it may be a job that begins or ends just now.
+        if lost := unrecorded & self._unrecorded:
+            log.error("What came of the jobs %s cannot be stored; this worker ends", ", ".join(sorted(lost)))
+            logging.shutdown()
+            os._exit(1)
+        self._unrecorded = unrecorded
 
     def _prune(self) -> None:
         active = {found.workflow_id for found in DBOS.list_workflows(name=WORKFLOW, status=UNFINISHED)}

@@ -7,11 +7,12 @@ from dbos import DBOS, error
 from app import promotion
 from app.errors import ServiceError
 from app.jobs import process
-from app.jobs.folder import JobFolder
 from app.jobs.job import JobFailedError, Request, Result
 from app.jobs.queue import WORKFLOW
 from app.settings import Settings
 from training import artifact
+
+RUNNING: set[str] = set()  # the jobs that this process is busy with
 
 
 @DBOS.workflow(name=WORKFLOW)
@@ -19,7 +20,11 @@ def finetune(request: dict[str, Any]) -> dict[str, Any]:
     """Run one job; arguments and result are JSON, see `Request` and `Result`."""
     job = DBOS.workflow_id
     assert job  # noqa: S101 (a workflow has an id)
-    return promote(job, request, train(job, request))
+    RUNNING.add(job)
+    try:
+        return promote(job, request, train(job, request))
+    finally:
+        RUNNING.discard(job)
 
 
 @DBOS.step()
@@ -32,14 +37,12 @@ def train(job: str, request: dict[str, Any]) -> dict[str, Any]:
     Raises:
         JobFailedError: with what the user should know.
     """
-    settings, asked = Settings(), Request.model_validate(request)
-    outcome = process.run(job, asked, settings, lambda: _cancelled(job))
-    if outcome and not outcome.failure:
-        return outcome.model_dump(mode="json", exclude={"failure"})
-    JobFolder(settings.data_dir, job).discard(asked.dataset)
-    if outcome and outcome.failure:
+    outcome = process.run(job, Request.model_validate(request), Settings(), lambda: _cancelled(job))
+    if outcome is None:
+        raise error.DBOSWorkflowCancelledError(f"{job} was cancelled")
+    if outcome.failure:
         raise JobFailedError(outcome.failure.detail, outcome.failure.errors)
-    raise error.DBOSWorkflowCancelledError(f"{job} was cancelled")
+    return outcome.model_dump(mode="json", exclude={"failure"})
 
 
 @DBOS.step()

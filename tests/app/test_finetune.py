@@ -217,6 +217,18 @@ def test_a_full_disk_fails_the_job_and_leaves_production_alone(models: Path) -> 
     assert not list(models.rglob(".partial-*"))
 
 
+def test_a_worker_that_cannot_store_what_came_of_a_job_makes_room_for_one_that_can(models: Path) -> None:
+    with running(models) as (server, client):
+        worker = worker_process(server)
+        # Less than the database has already: not even the failure can be stored. The next worker has no such limit.
+        resource.prlimit(worker, resource.RLIMIT_FSIZE, (30_000, 30_000))
+        last = wait(client, accepted(submit(client, ARCHIVE, name="shapes", **SHORT)), ended)
+        assert last["status"] == "succeeded", last
+        assert worker_process(server) != worker
+        assert any("cannot be stored" in line for line in server.log)
+    assert versions(models, "shapes") == [1]
+
+
 def test_what_only_the_run_finds_out_fails_the_job_with_every_problem(models: Path) -> None:
     # Too large to be decoded when it is sent.
     noise = {f"disc/large{number}.bmp": b"BM" + os.urandom(11_000_000) for number in range(2)}
