@@ -14,6 +14,7 @@ from training import evaluate
 from training.balance import picture_weights
 from training.evaluate import Scores
 from training.layers import without_head
+from training.machine import one_thread
 from training.normalisation import Normalisation
 from training.split import folds
 
@@ -128,7 +129,8 @@ def fit(examples: Examples, start: Tensor, strength: float, fixed: int = 0) -> T
         loss.backward()
         return loss
 
-    optimizer.step(closure)
+    with one_thread():
+        optimizer.step(closure)
     return torch.cat([start[:fixed], free.detach()])
 
 

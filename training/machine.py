@@ -6,6 +6,8 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -53,6 +55,17 @@ def set_threads(processes: int = 1, most: int = 0) -> int:
     torch.set_num_threads(threads)
     log.info("%d threads for torch: %d processors, shared by %d", threads, available, processes)
     return threads
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use a single thread inside the block: for small matrices several ones mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def keep_freed_memory() -> None:
