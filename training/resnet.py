@@ -1,8 +1,8 @@
-"""The networks: residual networks for pictures of 32x32 and more, and a small one that is fast on a CPU."""
+"""The networks: the family of residual networks for small and large pictures, and a small one that is fast on a CPU."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError, validate_call
@@ -12,27 +12,85 @@ from torch.nn import functional as F
 from training.errors import InputError
 from training.pyramid import Pyramid
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution that keeps the size (at stride 1) and leaves the bias to the norm behind it."""
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
 
 
+def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution of single pixels, without a bias."""
+    return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2015, arXiv:1512.03385, figure 5 left)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, pad_shortcut: bool) -> None:
+    EXPANSION = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, shortcut: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
-        self.conv1 = conv3x3(inputs, outputs, stride)
-        self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = conv3x3(outputs, outputs)
-        self.norm2 = nn.BatchNorm2d(outputs)
-        self.shortcut = _shortcut(inputs, outputs, stride, pad_shortcut)
-        nn.init.zeros_(self.norm2.weight)  # each block starts as the identity (Goyal et al. 2017, arXiv:1706.02677)
+        self.conv1 = conv3x3(inputs, width, stride)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = conv3x3(width, width)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+        return F.relu(self.norm2(self.conv2(self.dropout(y))) + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two 1x1 ones that shrink and widen, and a shortcut (figure 5 right).
+
+    The 3x3 convolution takes the stride, as in torchvision and most of the networks that came after the paper.
+    """
+
+    EXPANSION = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, shortcut: nn.Module, dropout: float = 0.0) -> None:
+        super().__init__()
+        outputs = self.EXPANSION * width
+        self.conv1 = conv1x1(inputs, width)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width, stride)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv3 = conv1x1(width, outputs)
+        self.norm3 = nn.BatchNorm2d(outputs)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm2(self.conv2(y)))
+        return F.relu(self.norm3(self.conv3(self.dropout(y))) + self.shortcut(x))
+
+
+class WideBlock(nn.Module):
+    """Norm and activation before each 3x3 convolution (Zagoruyko & Komodakis 2016, arXiv:1605.07146).
+
+    Where the shape changes, the shortcut takes the activated input too.
+    """
+
+    EXPANSION = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, shortcut: nn.Module, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = conv3x3(inputs, width, stride)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = conv3x3(width, width)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(x))
+        straight = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(y)
+        return self.conv2(self.dropout(F.relu(self.norm2(self.conv1(y))))) + straight  # type: ignore[no-any-return]
 
 
 class PadShortcut(nn.Module):
@@ -48,44 +106,98 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.extra - half))
 
 
-def _shortcut(inputs: int, outputs: int, stride: int, pad: bool) -> nn.Module:
+Block = type[BasicBlock] | type[Bottleneck] | type[WideBlock]
+BLOCKS: Mapping[str, Block] = MappingProxyType({"basic": BasicBlock, "bottleneck": Bottleneck, "wide": WideBlock})
+
+
+def _shortcut(block: Block, inputs: int, outputs: int, stride: int, pad: bool) -> nn.Module:
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     if pad:
         return PadShortcut(outputs - inputs, stride)
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+    if block is WideBlock:  # its input is normalised already
+        return conv1x1(inputs, outputs, stride)
+    return nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
 
 
 class ResNet(nn.Module):
-    """A residual network with the 3x3 stem for small pictures.
+    """A residual network: a stem, stages of blocks, the mean over all places, and a linear head.
 
-    Input float [N, 3, H, W], normalised; output logits float [N, classes].
+    Input float [N, 3, H, W], normalised; output logits float [N, classes]. Every stage after the first halves the
+    size and doubles the channels.
 
     Args:
         classes: number of classes.
-        blocks: blocks in each stage; every stage after the first halves the size.
-        widths: channels of each stage.
-        pad_shortcut: shortcuts without weights, as the CIFAR networks of the paper have them.
+        blocks: blocks in each stage.
+        block: one of `BLOCKS`.
+        width: channels of the stem, and of the first stage before `widen` and the block's expansion.
+        widen: how many times wider the stages are than their names say; the k of a Wide ResNet.
+        stem: `cifar` is a 3x3 convolution that keeps the size; `imagenet` is a 7x7 convolution and a max-pooling that
+            leave a quarter of it, made for pictures of about 224 pixels.
+        shortcut: `project` by a 1x1 convolution where the shape changes, or `pad` with zeros, without weights.
+        zero_init: whether each block starts as its shortcut, by zeros as the weights of its last norm (Goyal et al.
+            2017, arXiv:1706.02677, section 5.1). Wide blocks end in a convolution and are left as they are.
+        block_dropout: share of the values dropped before the last convolution of each block, as in Wide ResNets.
+        dropout: share of the features dropped before the head.
     """
 
-    def __init__(self, classes: int, blocks: Sequence[int], widths: Sequence[int], pad_shortcut: bool = False) -> None:
+    @validate_call
+    def __init__(  # noqa: PLR0913  a family has many members
+        self,
+        classes: int,
+        blocks: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=6)],
+        *,
+        block: Literal["basic", "bottleneck", "wide"] = "basic",
+        width: PositiveInt = 64,
+        widen: PositiveInt = 1,
+        stem: Literal["cifar", "imagenet"] = "cifar",
+        shortcut: Literal["project", "pad"] = "project",
+        zero_init: bool = True,
+        block_dropout: Share = 0.0,
+        dropout: Share = 0.0,
+    ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(conv3x3(3, widths[0]), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
+        self.blocks = blocks
+        kind = BLOCKS[block]
+        self.stem = _stem(width, stem, activated=kind is not WideBlock)
         stages: list[nn.Module] = []
-        inputs = widths[0]
-        for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
-            for block in range(count):
-                stride = 2 if stage and not block else 1
-                stages.append(BasicBlock(inputs, width, stride, pad_shortcut))
-                inputs = width
+        inputs = width
+        for stage, count in enumerate(blocks):
+            inner = width * widen * 2**stage
+            for number in range(count):
+                stride = 2 if stage and not number else 1
+                outputs = inner * kind.EXPANSION
+                straight = _shortcut(kind, inputs, outputs, stride, shortcut == "pad")
+                stages.append(kind(inputs, inner, stride, straight, block_dropout))
+                inputs = outputs
         self.stages = nn.Sequential(*stages)
+        self.last = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU()) if kind is WideBlock else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(inputs, classes)
+        self._start(zero_init)
+
+    def _start(self, zero_init: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif zero_init and isinstance(module, BasicBlock):
+                nn.init.zeros_(module.norm2.weight)
+            elif zero_init and isinstance(module, Bottleneck):
+                nn.init.zeros_(module.norm3.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.stages(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
+        features = self.last(self.stages(self.stem(x))).mean((2, 3))
+        return self.head(self.dropout(features))  # type: ignore[no-any-return]
+
+
+def _stem(width: int, kind: Literal["cifar", "imagenet"], activated: bool) -> nn.Sequential:
+    small = kind == "cifar"
+    layers: list[nn.Module] = [conv3x3(3, width) if small else nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)]
+    if activated:
+        layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    if not small:
+        layers.append(nn.MaxPool2d(3, stride=2, padding=1))
+    return nn.Sequential(*layers)
 
 
 class FastBlock(nn.Module):
@@ -130,7 +242,8 @@ class FastResNet(nn.Module):
     PATCH = 2
     FILTERS = 2 * 3 * PATCH**2  # every whitening direction and its negative
 
-    def __init__(self, classes: int, widths: Sequence[int] = (64, 256, 256)) -> None:
+    @validate_call
+    def __init__(self, classes: int, widths: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 256, 256)) -> None:
         super().__init__()
         self.whiten = nn.Conv2d(3, self.FILTERS, self.PATCH, bias=False)
         self.whiten.weight.requires_grad_(False)
@@ -153,24 +266,37 @@ class FastResNet(nn.Module):
         return self.head(features) / features.shape[1]  # type: ignore[no-any-return]
 
 
-@validate_call
-def _fast(classes: int, widths: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 256, 256)) -> nn.Module:
-    return FastResNet(classes, widths)
+def _cifar(blocks: int) -> dict[str, Any]:
+    """Table 6 of the paper: three stages, 6 x blocks + 2 layers."""
+    return {"block": "basic", "blocks": (blocks,) * 3, "width": 16, "shortcut": "pad"}
 
 
-@validate_call
-def _resnet18(classes: int, width: PositiveInt = 64) -> nn.Module:
-    return ResNet(classes, (2, 2, 2, 2), (width, 2 * width, 4 * width, 8 * width))
+def _wide(blocks: int, widen: int) -> dict[str, Any]:
+    """Table 1 of the Wide ResNet paper: three stages, 6 x blocks + 4 layers."""
+    return {"block": "wide", "blocks": (blocks,) * 3, "width": 16, "widen": widen}
 
 
-@validate_call
-def _resnet20(classes: int, width: PositiveInt = 16) -> nn.Module:
-    return ResNet(classes, (3, 3, 3), (width, 2 * width, 4 * width), pad_shortcut=True)
-
-
-ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {"fast_resnet": _fast, "resnet18": _resnet18, "resnet20": _resnet20}
+# `resnet` is the family itself, of any depth by its arguments; the others are its members with published names.
+_MEMBERS: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "resnet": {},
+        "resnet18": {"block": "basic", "blocks": (2, 2, 2, 2)},
+        "resnet34": {"block": "basic", "blocks": (3, 4, 6, 3)},
+        "resnet50": {"block": "bottleneck", "blocks": (3, 4, 6, 3)},
+        "resnet101": {"block": "bottleneck", "blocks": (3, 4, 23, 3)},
+        "resnet152": {"block": "bottleneck", "blocks": (3, 8, 36, 3)},
+        "resnet20": _cifar(3),
+        "resnet32": _cifar(5),
+        "resnet44": _cifar(7),
+        "resnet56": _cifar(9),
+        "resnet110": _cifar(18),
+        "wide_resnet16_8": _wide(2, 8),
+        "wide_resnet28_10": _wide(4, 10),
+    }
 )
+_NAMED = frozenset({"block", "blocks", "widen"})  # what makes a published name; the rest may be changed
+
+ARCHITECTURES = ("fast_resnet", *_MEMBERS)
 
 
 _LEVELS: TypeAdapter[int] = TypeAdapter(Annotated[int, Field(ge=1, le=5)])
@@ -186,10 +312,14 @@ def build(architecture: str, classes: int, arguments: Mapping[str, Any]) -> nn.M
     """
     if architecture not in ARCHITECTURES:
         raise InputError(f"Unknown architecture {architecture!r}. Use one of {', '.join(ARCHITECTURES)}.")
-    own = {key: value for key, value in arguments.items() if key != "levels"}
+    member = _MEMBERS.get(architecture, {})
+    fixed = sorted(_NAMED & member.keys() & arguments.keys())
+    if fixed:
+        raise InputError(f"The name {architecture!r} stands for its {' and '.join(fixed)}. Use resnet to choose them.")
+    own = member | {key: value for key, value in arguments.items() if key != "levels"}
     try:
         levels = _LEVELS.validate_python(arguments.get("levels", 1))
-        network = ARCHITECTURES[architecture](classes, **own)
+        network = (FastResNet if architecture == "fast_resnet" else ResNet)(classes, **own)
         return Pyramid.over(network, levels) if levels > 1 else network
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, e['loc'])) or 'levels'}: {e['msg']}" for e in error.errors())

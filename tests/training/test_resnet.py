@@ -5,33 +5,131 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import models
 
 from training.errors import InputError
-from training.resnet import ARCHITECTURES, BasicBlock, FastBlock, FastResNet, PadShortcut, ResNet, build
+from training.resnet import ARCHITECTURES, FastBlock, FastResNet, PadShortcut, ResNet, build
 
-SMALL: dict[str, dict[str, Any]] = {
+SMALL: dict[str, dict[str, Any]] = {name: {"width": 4} for name in ARCHITECTURES}
+SMALL |= {
     "fast_resnet": {"widths": [8, 16, 16]},
-    "resnet18": {"width": 8},
-    "resnet20": {"width": 8},
+    "resnet": {"blocks": [1, 2], "block": "bottleneck", "width": 8, "stem": "imagenet"},
+    "wide_resnet16_8": {"width": 1, "block_dropout": 0.1},
+    "wide_resnet28_10": {"width": 1, "dropout": 0.1},
 }
+# Deep ones are the same blocks again; these show each kind.
+KINDS = ("fast_resnet", "resnet", "resnet18", "resnet20", "resnet50", "wide_resnet16_8")
 
 
 def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def test_published_sizes() -> None:
-    assert parameters(build("resnet20", 10, {})) == 269_722  # 0.27 M in table 6 of the paper
+def on_meta(architecture: str, classes: int, **arguments: Any) -> nn.Module:
+    with torch.device("meta"):
+        return build(architecture, classes, arguments)
+
+
+def multiply_adds(network: nn.Module, size: int) -> int:
+    with FlopCounterMode(display=False) as counter:
+        network.eval()(torch.empty(1, 3, size, size, device="meta"))
+    return int(counter.get_total_flops()) // 2
+
+
+@pytest.mark.parametrize(
+    ("architecture", "millions"),
+    # Table 6 of arXiv:1512.03385.
+    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet110", 1.7)],
+)
+def test_cifar_networks_have_the_published_number_of_weights(architecture: str, millions: float) -> None:
+    digits = len(str(millions).partition(".")[2])
+    assert round(parameters(on_meta(architecture, 10)) / 1e6, digits) == millions
+
+
+@pytest.mark.parametrize(
+    ("architecture", "published"),
+    [
+        ("resnet18", models.ResNet18_Weights.IMAGENET1K_V1),
+        ("resnet34", models.ResNet34_Weights.IMAGENET1K_V1),
+        ("resnet50", models.ResNet50_Weights.IMAGENET1K_V1),
+        ("resnet101", models.ResNet101_Weights.IMAGENET1K_V1),
+        ("resnet152", models.ResNet152_Weights.IMAGENET1K_V1),
+    ],
+)
+def test_imagenet_networks_have_torchvisions_weights_and_multiply_adds(
+    architecture: str, published: models.WeightsEnum
+) -> None:
+    network = on_meta(architecture, 1000, stem="imagenet")
+    assert parameters(network) == published.meta["num_params"]
+    assert multiply_adds(network, 224) / 1e9 == pytest.approx(published.meta["_ops"], abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "weights", "billions"),
+    # Table 4 of arXiv:1605.07146; multiply-adds are those of the same layers, counted by hand.
+    [("wide_resnet16_8", 11.0e6, 1.55), ("wide_resnet28_10", 36.5e6, 5.25)],
+)
+def test_wide_networks_have_the_published_number_of_weights(architecture: str, weights: float, billions: float) -> None:
+    network = on_meta(architecture, 10)
+    assert parameters(network) == pytest.approx(weights, rel=0.005)
+    assert multiply_adds(network, 32) / 1e9 == pytest.approx(billions, rel=0.005)
+
+
+def test_default_widths_are_those_of_the_names() -> None:
+    assert parameters(build("resnet20", 10, {})) == 269_722
     assert parameters(build("resnet20", 10, {"width": 16})) == 269_722
     assert parameters(build("resnet18", 10, {})) == 11_173_962
 
 
-def test_resnet20_has_twenty_layers_with_weights() -> None:
-    layers = [module for module in build("resnet20", 10, {}).modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    assert len(layers) == 20
+@pytest.mark.parametrize(
+    ("architecture", "depth"),
+    [
+        ("resnet18", 18),
+        ("resnet34", 34),
+        ("resnet50", 50),
+        ("resnet101", 101),
+        ("resnet152", 152),
+        ("resnet20", 20),
+        ("resnet32", 32),
+        ("resnet44", 44),
+        ("resnet56", 56),
+        ("resnet110", 110),
+        ("wide_resnet16_8", 16),
+        ("wide_resnet28_10", 28),
+    ],
+)
+def test_names_count_the_layers_with_weights(architecture: str, depth: int) -> None:
+    network = on_meta(architecture, 10)
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    # Shortcuts are not counted; the Wide ResNet paper counts them, one for each stage, in place of the head.
+    shortcuts = sum("shortcut" in name for name in layers)
+    counted = len(layers) - shortcuts if not architecture.startswith("wide") else len(layers) - 1
+    assert counted == depth
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_depth_by_arguments() -> None:
+    network = build("resnet", 10, {"blocks": [1, 1, 2], "width": 16, "shortcut": "pad"})
+    assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in network.modules()) == 10
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_stems_differ_in_what_they_leave() -> None:
+    pictures = torch.randn(1, 3, 64, 64)
+    sizes = [build("resnet18", 2, {"width": 4, "stem": stem}).stem(pictures).shape[2] for stem in ("cifar", "imagenet")]  # type: ignore[operator, union-attr]
+    assert sizes == [64, 16]
+
+
+def test_dropout_drops_in_training_only() -> None:
+    torch.manual_seed(0)
+    pictures = torch.randn(4, 3, 32, 32)
+    for argument in ("dropout", "block_dropout"):
+        network = build("wide_resnet16_8", 2, {"width": 1, argument: 0.5})
+        assert not torch.equal(network(pictures), network(pictures))
+        assert torch.equal(network.eval()(pictures), network(pictures))
+
+
+@pytest.mark.parametrize("architecture", KINDS)
 @pytest.mark.parametrize("size", [32, 48, 64])
 def test_any_input_size_gives_one_row_of_logits_a_picture(architecture: str, size: int) -> None:
     network = build(architecture, 7, SMALL[architecture]).eval()
@@ -40,7 +138,7 @@ def test_any_input_size_gives_one_row_of_logits_a_picture(architecture: str, siz
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_every_trained_weight_gets_a_gradient(architecture: str) -> None:
     torch.manual_seed(0)
     network = build(architecture, 4, SMALL[architecture])
@@ -57,7 +155,7 @@ def test_every_trained_weight_gets_a_gradient(architecture: str) -> None:
     assert without == []
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_one_picture_does_not_change_the_answer_for_another(architecture: str) -> None:
     torch.manual_seed(0)
     network = build(architecture, 4, SMALL[architecture]).eval()
@@ -66,7 +164,7 @@ def test_one_picture_does_not_change_the_answer_for_another(architecture: str) -
     torch.testing.assert_close(network(pictures), alone)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_seed_decides_the_weights(architecture: str) -> None:
     def weights(seed: int) -> Tensor:
         torch.manual_seed(seed)
@@ -76,10 +174,13 @@ def test_seed_decides_the_weights(architecture: str) -> None:
     assert not torch.equal(weights(1), weights(2))
 
 
-def test_blocks_start_as_their_shortcut() -> None:
-    block = BasicBlock(8, 8, stride=1, pad_shortcut=False)
-    x = torch.rand(2, 8, 6, 6)
-    torch.testing.assert_close(block(x), x)
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_blocks_start_as_their_shortcut_unless_told_otherwise(block: str) -> None:
+    arguments = {"blocks": [2], "block": block, "width": 4}
+    x = torch.rand(2, 4 * (4 if block == "bottleneck" else 1), 6, 6)
+    starts = {zero: build("resnet", 2, {**arguments, "zero_init": zero}).stages[1] for zero in (True, False)}  # type: ignore[index]
+    torch.testing.assert_close(starts[True](x), x)  # type: ignore[operator]
+    assert not torch.allclose(starts[False](x), x)  # type: ignore[operator]
 
 
 def test_shortcut_without_weights_takes_every_second_pixel() -> None:
@@ -91,7 +192,7 @@ def test_shortcut_without_weights_takes_every_second_pixel() -> None:
 
 
 def test_stages_halve_the_size() -> None:
-    network = ResNet(10, (1, 2, 1), (4, 8, 16))
+    network = ResNet(10, (1, 2, 1), width=4)
     features = network.stages(network.stem(torch.randn(1, 3, 32, 32)))
     assert features.shape == (1, 16, 8, 8)
 
@@ -136,7 +237,13 @@ def test_what_is_set_once_is_not_trained() -> None:
 @pytest.mark.parametrize(
     ("architecture", "arguments", "said"),
     [
-        ("resnet50", {}, "Unknown architecture 'resnet50'. Use one of fast_resnet, resnet18, resnet20."),
+        ("resnet19", {}, "Unknown architecture 'resnet19'. Use one of fast_resnet, resnet, resnet18, "),
+        ("resnet18", {"blocks": [3, 3]}, "The name 'resnet18' stands for its blocks. Use resnet to choose them."),
+        ("resnet", {"blocks": []}, "blocks"),
+        ("resnet", {"blocks": [2, 0]}, "blocks"),
+        ("resnet", {"stem": "large"}, "stem"),
+        ("resnet", {"block": "thin"}, "block"),
+        ("resnet", {"dropout": 1}, "dropout"),
         ("resnet18", {"depth": 3}, "depth"),
         ("resnet18", {"width": "wide"}, "width"),
         ("resnet20", {"width": 0}, "width"),
