@@ -1,8 +1,57 @@
 """Augmentation of whole batches on the device that trains."""
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from training.recipe import Augment
+
+
+def augmented(images: Tensor, mirrored: Tensor, settings: Augment, epoch: int, generator: torch.Generator) -> Tensor:
+    """What a recipe does to each picture on its own.
+
+    Args:
+        images: float [N, C, H, W], normalised.
+        mirrored: bool [N], the pictures that epoch 0 mirrors.
+        epoch: number of the epoch, from 0.
+        generator: of the images' device.
+    """
+    if settings.flip == "alternating":
+        images = alternating_flip(images, mirrored, epoch)
+    if settings.crop_padding:
+        images = random_crop(images, settings.crop_padding, generator)
+    if settings.cutout:
+        images = cutout(images, settings.cutout, generator)
+    return images
+
+
+def mixed(
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    settings: Augment,
+    chance: np.random.Generator,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """The pictures and their targets, mixed by one of the methods that a recipe allows.
+
+    Args:
+        images: float [N, C, H, W].
+        labels: int64 [N].
+        chance: for the choice of the method and how much is mixed, decided on the host.
+        generator: of the images' device, for what is mixed with what.
+
+    Returns:
+        Pictures, and a probability of each class, float [N, classes]; both as they came if nothing is mixed.
+    """
+    methods = [(mix, alpha) for mix, alpha in ((mixup, settings.mixup), (cutmix, settings.cutmix)) if alpha]
+    if not methods:
+        return images, labels
+    mix, alpha = methods[chance.integers(len(methods))]
+    return mix(images, F.one_hot(labels, classes).float(), chance.beta(alpha, alpha), generator)
 
 
 def alternating_flip(images: Tensor, first: Tensor, epoch: int) -> Tensor:
@@ -53,3 +102,36 @@ def cutout(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     half = size / 2
     inside = (down >= -half) & (down < half) & (right >= -half) & (right < half)
     return images.masked_fill(inside, 0)
+
+
+def mixup(images: Tensor, targets: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Blend every picture and its target with those of another (Zhang et al. 2017, arXiv:1710.09412).
+
+    Args:
+        images: [N, C, H, W].
+        targets: probability of each class, float [N, classes].
+        share: how much of each stays, 0 to 1.
+        generator: of the images' device.
+    """
+    partner = torch.randperm(len(images), device=images.device, generator=generator)
+    return images.lerp(images[partner], 1 - share), targets.lerp(targets[partner], 1 - share)
+
+
+def cutmix(images: Tensor, targets: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Put a box of another picture into every one, the same place for all (Yun et al. 2019, arXiv:1905.04899).
+
+    Args:
+        images: [N, C, H, W].
+        targets: probability of each class, float [N, classes]; they are mixed by the area that the box really has.
+        share: how much of each stays if the box lies inside, 0 to 1.
+        generator: of the images' device.
+    """
+    height, width = images.shape[2:]
+    device = images.device
+    partner = torch.randperm(len(images), device=device, generator=generator)
+    centre = torch.rand(2, device=device, generator=generator)
+    half = math.sqrt(1 - share) / 2
+    rows = ((torch.arange(height, device=device) + 0.5) / height - centre[0]).abs() < half
+    columns = ((torch.arange(width, device=device) + 0.5) / width - centre[1]).abs() < half
+    box = rows.view(-1, 1) & columns
+    return torch.where(box, images[partner], images), targets.lerp(targets[partner], box.float().mean())

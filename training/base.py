@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from training import artifact, resnet, run
+from training import artifact, run
 from training.artifact import Manifest
 from training.layers import head_of
 from training.normalisation import Normalisation
@@ -43,10 +42,7 @@ class Base:
 
     def network(self) -> nn.Module:
         """The network as it was written, on the CPU in evaluation mode."""
-        manifest = self.manifest
-        network = resnet.build(manifest.architecture, len(manifest.classes), manifest.arguments)
-        network.load_state_dict(load_file(self.folder / artifact.WEIGHTS))
-        return network.eval()
+        return run.restore(self.folder, self.manifest)
 
     def adapted(self, classes: Sequence[str], levels: int) -> nn.Module:
         """The network with a head for other classes and so many scales.

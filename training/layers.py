@@ -29,9 +29,16 @@ def head_of(network: nn.Module) -> nn.Linear:
 
 
 def freeze(network: nn.Module, settings: Freeze) -> None:
-    """Take the weights of the first layers out of training."""
+    """Take the weights of the first layers out of training, unless they join in later."""
+    if settings.epochs is None:
+        for layer in layers(network)[: settings.layers]:
+            layer.requires_grad_(False)
+
+
+def drop_gradients(network: nn.Module, settings: Freeze) -> None:
+    """Forget the gradients of the first layers, so that a step leaves them alone."""
     for layer in layers(network)[: settings.layers]:
-        layer.requires_grad_(False)
+        layer.zero_grad(set_to_none=True)
 
 
 def train_mode(network: nn.Module, settings: Freeze) -> None:

@@ -4,33 +4,39 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training import evaluate
-from training.augment import alternating_flip, cutout, random_crop
+from training.adversarial import Attack, robust_accuracy, strong
+from training.augment import augmented, mixed
+from training.average import Average
 from training.balance import picture_weights
 from training.checkpoint import Checkpoint
 from training.data import Partition, Split
+from training.distributed import ALONE, Group
 from training.early_stopping import BestEpoch
-from training.errors import TrainingError
+from training.errors import InputError, TrainingError
 from training.evaluate import Scores
-from training.layers import freeze, train_mode
+from training.layers import drop_gradients, freeze, train_mode
 from training.machine import fast_bfloat16
 from training.normalisation import Normalisation
 from training.optim import make_optimizers, rate
-from training.recipe import Augment, Recipe
+from training.recipe import Freeze, Recipe
+from training.trivial import trivial_augment
 
 log = logging.getLogger(__name__)
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
 
 _PREPARED_WITH = 5000  # training pictures that a first layer is set from; more change nothing
+_ATTACKED = 500  # validation pictures that are attacked after each epoch; an attack costs ten steps of training
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Epoch:
-    """A finished epoch; `seconds` is the training time of the run so far, validation included."""
+    """A finished epoch; `seconds` is the training time of the run so far, validation included.
+
+    `val_robust_accuracy` is measured in adversarial training, on a part of the validation split.
+    """
 
     epoch: int
     epochs: int
@@ -60,6 +69,7 @@ class Epoch:
     val_accuracy: float
     val_macro_f1: float
     seconds: float
+    val_robust_accuracy: float | None = None
 
 
 class Sink(Protocol):
@@ -87,6 +97,7 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
     checkpoint: Checkpoint | None = None,
     earlier: Sequence[Epoch] = (),
     penalty: Penalty | None = None,
+    group: Group = ALONE,
 ) -> list[Epoch]:
     """Train `network` in place and return what each epoch gave; with early stopping it keeps the best epoch's weights.
 
@@ -99,25 +110,39 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
         earlier: epochs of this run that the network has been through already; a first layer that is set from the
             pictures then stays as it is.
         penalty: maps a batch's input and logits to a number that is added to its loss.
+        group: the processes that train it together; each is given the same arguments.
 
     Raises:
+        InputError: the batch cannot be divided among the processes.
         TrainingError: the loss is no longer finite, or memory ran out; the last good checkpoint is kept.
     """
+    _check_batch(recipe, group)
     prepare = getattr(network, "prepare", None)
     if prepare and not earlier:
         prepare(normalise(data.train.images[:: max(1, len(data.train) // _PREPARED_WITH)]))
     network.to(device).to(memory_format=torch.channels_last)
     freeze(network, recipe.freeze)
-    precision = autocast_dtype(recipe, device)
-    split = _on_device(data.train, device)
-    optimizers = make_optimizers(network, recipe.optimizer)
-    parts = _Parts(network, optimizers, split, recipe, normalise, precision, seed, penalty)
+    parts = _Parts(
+        network=network,
+        forward=_compiled(group.wrap(network), recipe, device),
+        optimizers=make_optimizers(network, recipe.optimizer),
+        average=Average(network, recipe.average.decay) if recipe.average else None,
+        attack=Attack(**recipe.adversarial.model_dump()) if recipe.adversarial else None,
+        group=group,
+        split=_on_device(data.train, device),
+        classes=1 + int(max(part.labels.max() for part in (data.train, data.validation, data.test) if len(part))),
+        recipe=recipe,
+        normalise=normalise,
+        precision=autocast_dtype(recipe, device),
+        seed=seed,
+        penalty=penalty,
+    )
     best = BestEpoch(recipe.early_stopping)
     history = _begin(parts, best, checkpoint, earlier)
     for sink in sinks:
         for finished in history:
             sink.epoch(finished)
-    log.info("training %d epochs of %d pictures in %s on %s", recipe.epochs, len(data.train), precision, device)
+    log.info("training %d epochs of %d pictures in %s on %s", recipe.epochs, len(data.train), parts.precision, device)
     for epoch in range(len(history), recipe.epochs):
         if best.is_over(epoch):
             log.info("stopped after epoch %d: none was better than epoch %d", epoch, best.epoch)
@@ -126,17 +151,28 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
         before = history[-1].seconds if history else 0.0
         loss, accuracy = _train_epoch(parts, epoch, _Watch(sinks, epoch, recipe.epochs, before))
         scores = _validate(parts, epoch, data.validation, device)
+        robust = _robust_accuracy(parts, data.validation)
         seconds = round(before + time.perf_counter() - started, 3)
-        figures = (scores.loss, scores.accuracy, scores.macro_f1)
-        history.append(Epoch(epoch + 1, recipe.epochs, loss, accuracy, *figures, seconds))
+        figures = (scores.loss, scores.accuracy, scores.macro_f1, seconds, robust)
+        history.append(Epoch(epoch + 1, recipe.epochs, loss, accuracy, *figures))
         if not _low_size(recipe, _last_step(parts, epoch)):
-            best.consider(epoch + 1, scores, network)
-        if checkpoint:
+            best.consider(epoch + 1, scores, parts.judged)
+        if checkpoint and group.is_first:
             checkpoint.write(_state(parts, best, history))
         for sink in sinks:
             sink.epoch(history[-1])
+    if parts.average:
+        network.load_state_dict(parts.average.network.state_dict())
     best.apply(network)
     return history
+
+
+def _check_batch(recipe: Recipe, group: Group) -> None:
+    if recipe.batch_size % (group.size * recipe.accumulate):
+        raise InputError(
+            f"batch_size {recipe.batch_size} is not a multiple of {group.size} processes x {recipe.accumulate} parts "
+            "(accumulate). Change batch_size."
+        )
 
 
 def autocast_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -148,16 +184,53 @@ def autocast_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What every epoch of a run works with."""
+    """What every epoch of a run works with; `forward` is the network as training calls it."""
 
     network: nn.Module
+    forward: Callable[[Tensor], Tensor]
     optimizers: list[torch.optim.Optimizer]
+    average: Average | None
+    attack: Attack | None
+    group: Group
     split: Split
+    classes: int
     recipe: Recipe
     normalise: Normalisation
     precision: torch.dtype
     seed: int
     penalty: Penalty | None
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and kept."""
+        return self.average.network if self.average else self.network
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Pictures float [N, 3, H, W] of one step, and what goes with each.
+
+    Attributes:
+        targets: int64 [N], or a probability of each class, float [N, classes].
+        labels: int64 [N].
+        weights: how much each counts, float [N]; None where all count the same.
+    """
+
+    images: Tensor
+    targets: Tensor
+    labels: Tensor
+    weights: Tensor | None
+
+    def pieces(self, group: Group, count: int) -> Iterator["_Batch"]:
+        """This process's share of the batch, in `count` parts.
+
+        Every process makes the whole batch and takes its share here, so that their number changes no random choice.
+        """
+        cut = [
+            [None] * count if whole is None else group.share(whole).chunk(count)
+            for whole in (self.images, self.targets, self.labels, self.weights)
+        ]
+        return (_Batch(*piece) for piece in zip(*cut, strict=True))
 
 
 def _begin(parts: _Parts, best: BestEpoch, checkpoint: Checkpoint | None, earlier: Sequence[Epoch]) -> list[Epoch]:
@@ -168,7 +241,7 @@ def _begin(parts: _Parts, best: BestEpoch, checkpoint: Checkpoint | None, earlie
     if history:
         last = history[-1]
         best.consider(last.epoch, Scores(last.val_loss, last.val_accuracy, last.val_macro_f1), parts.network)
-        if checkpoint:
+        if checkpoint and parts.group.is_first:
             checkpoint.write(_state(parts, best, history))
     return history
 
@@ -177,7 +250,7 @@ def _validate(parts: _Parts, epoch: int, split: Split, device: torch.device) -> 
     """Score the validation split at the size that the epoch's last step was trained at."""
     size = _low_size(parts.recipe, _last_step(parts, epoch))
     return evaluate.score(
-        parts.network, lambda images: _resized(parts.normalise(images), size), split, device, parts.precision
+        parts.judged, lambda images: _resized(parts.normalise(images), size), split, device, parts.precision
     )
 
 
@@ -197,63 +270,103 @@ def _resized(images: Tensor, size: int | None) -> Tensor:
     return images if size is None else F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
+def _robust_accuracy(parts: _Parts, validation: Split) -> float | None:
+    """Watched during the run: training on weak attacks can fail all at once (Wong et al. 2020, section 5.4)."""
+    if not parts.attack:
+        return None
+    some = torch.arange(len(validation)) % math.ceil(len(validation) / _ATTACKED) == 0
+    attack = strong(parts.attack.radius)
+    return robust_accuracy(parts.judged, parts.normalise, validation.subset(some), attack, parts.seed)
+
+
+def _compiled(forward: nn.Module, recipe: Recipe, device: torch.device) -> Callable[[Tensor], Tensor]:
+    if recipe.compile == "off":
+        return forward
+    if device.type != "cuda":
+        log.warning("the network is not compiled: that pays on CUDA only, and this run is on %s", device)
+        return forward
+    compiled: Callable[[Tensor], Tensor] = torch.compile(forward, mode=recipe.compile, dynamic=False)
+    return compiled
+
+
 def _train_epoch(parts: _Parts, epoch: int, watch: "_Watch") -> tuple[float, float]:
     recipe, split = parts.recipe, parts.split
     device, count, batch = split.images.device, len(split), recipe.batch_size
     batches = count // batch
     torch.manual_seed(_mix(parts.seed, epoch))
     generator = torch.Generator(device).manual_seed(_mix(parts.seed, epoch))
+    chance = np.random.default_rng(_mix(parts.seed, epoch))  # for what is decided on the host
     order = torch.randperm(count, device=device, generator=generator)
     of_run = torch.Generator(device).manual_seed(parts.seed)
     mirrored_first = torch.rand(count, device=device, generator=of_run) < 0.5
     total_loss = torch.zeros((), device=device)
     correct = torch.zeros((), device=device)
     weights = picture_weights(split.labels) if recipe.class_weights == "balanced" else None
-    train_mode(parts.network, recipe.freeze)
+    frozen = recipe.freeze if recipe.freeze.covers(epoch) else Freeze()
+    train_mode(parts.network, frozen)
     for step in range(batches):
         done = (epoch + step / batches) / recipe.epochs
         chosen = order[step * batch : (step + 1) * batch]
         labels = split.labels[chosen]
-        images = parts.normalise(split.images[chosen])
-        images = _augmented(images, mirrored_first[chosen], recipe.augment, epoch, generator)
-        images = _resized(images, _low_size(recipe, done)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, parts.precision, enabled=parts.precision != torch.float32):
-            logits = parts.network(images)
-        loss = _loss(logits.float(), labels, None if weights is None else weights[chosen], recipe.label_smoothing)
-        if parts.penalty:
-            loss = loss + parts.penalty(images, logits.float())
-        loss.backward()
-        for optimizer in parts.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * rate(recipe.schedule, done)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        total_loss += loss.detach()
-        correct += (logits.argmax(1) == labels).sum()
+        images = split.images[chosen]
+        if recipe.augment.policy == "trivial":
+            images = trivial_augment(images, chance)
+        images = augmented(parts.normalise(images), mirrored_first[chosen], recipe.augment, epoch, generator)
+        images, targets = mixed(images, labels, parts.classes, recipe.augment, chance, generator)
+        images = _resized(images, _low_size(recipe, done))
+        whole = _Batch(images, targets, labels, None if weights is None else weights[chosen])
+        loss, right = _backward(parts, whole, generator)
+        drop_gradients(parts.network, frozen)
+        _take_step(parts, done)
+        total_loss += loss
+        correct += right
         watch.after(step + 1, batches, batch, total_loss, correct)
-    mean_loss = float(total_loss) / batches
-    if not math.isfinite(mean_loss):
+    loss_sum, right_sum = parts.group.mean(torch.stack([total_loss, correct])).tolist()
+    if not math.isfinite(loss_sum):
         raise TrainingError(
             f"The loss is no longer finite in epoch {epoch + 1}. Lower optimizer.learning_rate, add a warm-up "
             "(schedule.warmup=0.1), or train in float32 (precision=float32). The last good checkpoint is kept."
         )
-    return mean_loss, float(correct) / (batches * batch)
+    return loss_sum / batches, right_sum / (batches * batch)
 
 
-def _loss(logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
+def _backward(parts: _Parts, whole: _Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Add up the gradients of one step, and give its loss and how many of the batch were answered rightly."""
+    recipe, device = parts.recipe, whole.images.device
+    total_loss, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    for piece in whole.pieces(parts.group, recipe.accumulate):
+        images = piece.images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, parts.precision, enabled=parts.precision != torch.float32):
+            if parts.attack:
+                images = parts.attack(parts.network, images, piece.targets, parts.normalise, generator)
+            logits = parts.forward(images).float()
+        loss = _loss(logits, piece.targets, piece.weights, recipe.label_smoothing)
+        if parts.penalty:
+            loss = loss + parts.penalty(images, logits)
+        loss = loss / recipe.accumulate
+        loss.backward()
+        total_loss += loss.detach()
+        correct += parts.group.size * (logits.argmax(1) == piece.labels).sum()
+    return total_loss, correct
+
+
+def _take_step(parts: _Parts, done: float) -> None:
+    settings = parts.recipe.optimizer
+    if settings.clip_norm:
+        nn.utils.clip_grad_norm_(parts.network.parameters(), settings.clip_norm)
+    for optimizer in parts.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate(parts.recipe.schedule, done)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if parts.average:
+        parts.average.update()
+
+
+def _loss(logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
     if weights is None:
-        return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    return (weights * F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")).mean()
-
-
-def _augmented(images: Tensor, mirrored: Tensor, settings: Augment, epoch: int, generator: torch.Generator) -> Tensor:
-    if settings.flip == "alternating":
-        images = alternating_flip(images, mirrored, epoch)
-    if settings.crop_padding:
-        images = random_crop(images, settings.crop_padding, generator)
-    if settings.cutout:
-        images = cutout(images, settings.cutout, generator)
-    return images
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    return (weights * F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")).mean()
 
 
 def _mix(seed: int, epoch: int) -> int:
@@ -269,6 +382,7 @@ def _state(parts: _Parts, best: BestEpoch, history: list[Epoch]) -> dict[str, An
     return {
         "network": parts.network.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in parts.optimizers],
+        "average": parts.average.state() if parts.average else None,
         "best": best.state(),
         "history": [dataclasses.asdict(epoch) for epoch in history],
     }
@@ -278,6 +392,8 @@ def _restore(state: dict[str, Any], parts: _Parts, best: BestEpoch) -> list[Epoc
     parts.network.load_state_dict(state["network"])
     for optimizer, saved in zip(parts.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
+    if parts.average:
+        parts.average.restore(state["average"])
     best.restore(state["best"])
     return [Epoch(**epoch) for epoch in state["history"]]
 

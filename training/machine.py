@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from training.errors import InputError
+from training.errors import InputError, TrainingError
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,23 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_TOP_PAD, 64 << 20)
 
 
+@contextmanager
+def memory_errors(advice: str) -> Iterator[None]:
+    """Say that memory ran out, and what to do about it, where torch says so in ways of its own.
+
+    Raises:
+        TrainingError: memory ran out inside the block, on a device or on the host.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # For a device torch has an exception of its own, for the host only this word in the message.
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise TrainingError(f"Memory ran out. {advice} The last good checkpoint is kept.") from error
+
+
 def choose_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one, else the CPU.
 
@@ -94,6 +111,13 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("No CUDA device is usable here. Choose the device cpu, or auto to take what there is.")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def tune_for_training(device: torch.device) -> None:
+    """Let cuDNN measure its algorithms, as shapes hardly change in a run, and float32 products on CUDA use TF32."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
 
 
 @cache

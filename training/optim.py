@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from training.layers import layers
 from training.recipe import Optimizer, Schedule
 
+_LOW, _END = 1 / 25, 1 / 250_000  # shares of the full rate that one-cycle begins and ends with, as in torch
+
 
 class FilterMuon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for convolution filters, seen as matrices [outputs, inputs x height x width].
@@ -58,7 +60,7 @@ class FilterMuon(torch.optim.Optimizer):
 def make_optimizers(network: nn.Module, settings: Optimizer) -> list[torch.optim.Optimizer]:
     """The optimisers of one run; each group remembers its full rate as `initial_lr`.
 
-    With SGD and AdamW norms and biases get no weight decay (He et al. 2018, arXiv:1812.01187, section 3.1).
+    But for muon, norms and biases get no weight decay (He et al. 2018, arXiv:1812.01187, section 3.1).
     """
     trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     matrices = [p for _, p in trained if p.ndim > 1]
@@ -91,7 +93,8 @@ def make_optimizers(network: nn.Module, settings: Optimizer) -> list[torch.optim
             )
             optimizers = [sgd]
         else:
-            optimizers = [torch.optim.AdamW(groups, lr=settings.learning_rate)]
+            kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+            optimizers = [kind(groups, lr=settings.learning_rate)]
     for optimizer in optimizers:
         if settings.relative or settings.first_layer_share < 1:
             optimizer.param_groups = _spread(optimizer.param_groups, network, settings)
@@ -123,11 +126,19 @@ def _spread(groups: list[dict[str, Any]], network: nn.Module, settings: Optimize
 def rate(schedule: Schedule, done: float) -> float:
     """Share of the full learning rate after the share `done` (0 to 1) of all steps."""
     if done < schedule.warmup:
-        return done / schedule.warmup
+        share = done / schedule.warmup
+        return _between(_LOW, 1, share) if schedule.shape == "one-cycle" else share
     left = (1 - done) / (1 - schedule.warmup)
-    shapes: dict[str, Callable[[float], float]] = {
-        "constant": lambda _: 1.0,
-        "linear": lambda left: left,
-        "cosine": lambda left: (1 - math.cos(math.pi * left)) / 2,
+    shapes: dict[str, Callable[[], float]] = {
+        "constant": lambda: 1.0,
+        "linear": lambda: left,
+        "cosine": lambda: _between(0, 1, left),
+        "one-cycle": lambda: _between(_END, 1, left),
+        "step": lambda: schedule.factor ** sum(done >= milestone for milestone in schedule.milestones),
     }
-    return shapes[schedule.shape](left)
+    return shapes[schedule.shape]()
+
+
+def _between(low: float, high: float, share: float) -> float:
+    """From `low` at 0 to `high` at 1 by half a cosine, level at both ends."""
+    return low + (high - low) * (1 - math.cos(math.pi * share)) / 2

@@ -48,9 +48,10 @@ class Bar:
         self._progress.update(self._task, completed=step.done, epoch=step.epoch, figures=figures)
 
     def epoch(self, epoch: Epoch) -> None:
+        robust = "" if epoch.val_robust_accuracy is None else f"robust {epoch.val_robust_accuracy:.1%}  "
         self._progress.console.print(
             f"epoch {epoch.epoch:>3}/{epoch.epochs}  loss {epoch.loss:.4f}  accuracy {epoch.accuracy:.2%}  "
-            f"validation loss {epoch.val_loss:.4f}  accuracy {epoch.val_accuracy:.2%}  {clock(epoch.seconds)}",
+            f"validation loss {epoch.val_loss:.4f}  accuracy {epoch.val_accuracy:.2%}  {robust}{clock(epoch.seconds)}",
             highlight=False,
             soft_wrap=True,
         )

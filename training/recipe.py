@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from training.artifact import NAME_PATTERN
 from training.errors import InputError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -28,19 +29,30 @@ class _Section(BaseModel):
 
 
 class Network(_Section):
-    """Architecture by name, with its arguments, and the side of its square input in pixels."""
+    """Architecture by name, with its arguments, and the side of its square input in pixels.
+
+    `pretrained` is `torchvision`, which downloads ImageNet weights, or a file of such weights.
+    """
 
     architecture: str
     arguments: dict[str, Any] = {}
     input_size: Annotated[int, Field(ge=16, le=512)] = 32
+    pretrained: str | None = None
 
 
 class Augment(_Section):
-    """What each picture goes through before it is shown; sizes in pixels."""
+    """What each picture goes through before it is shown; sizes in pixels.
+
+    `mixup` and `cutmix` are the alpha of the Beta distribution that shares are drawn from; 0 is off, and with both on
+    each batch takes one of them.
+    """
 
     flip: Literal["none", "alternating"] = "alternating"
     crop_padding: Annotated[int, Field(ge=0)] = 4
+    policy: Literal["none", "trivial"] = "none"
     cutout: Annotated[int, Field(ge=0)] = 0
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
 
 
 class Optimizer(_Section):
@@ -49,9 +61,12 @@ class Optimizer(_Section):
     `relative` rates are shares of each parameter's own root mean square at the start (one, where it starts at zero).
     Earlier layers learn at smaller rates, falling evenly to `first_layer_share` of the head's: the discriminative
     rates of Howard & Ruder 2018 (arXiv:1801.06146, section 3.2).
+
+    `clip_norm` is the largest norm that the gradient of all parameters together keeps (Pascanu et al. 2012,
+    arXiv:1211.5063). `weight_decay` is added to the gradient with sgd and adam, and is apart from it with adamw.
     """
 
-    name: Literal["sgd", "adamw", "muon"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
     learning_rate: PositiveFloat
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegativeFloat = 5e-4
@@ -59,16 +74,29 @@ class Optimizer(_Section):
     bias_learning_rate: PositiveFloat = 0.1
     relative: bool = False
     first_layer_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    clip_norm: PositiveFloat | None = None
 
 
 class Schedule(_Section):
     """How the rate runs: up over the share `warmup` of all steps, then down by `shape`.
 
-    A warm-up of 0.3 with cosine is the one-cycle policy (Smith & Topin 2017, arXiv:1708.07120).
+    `step` multiplies the rate by `factor` at each of `milestones`, shares of all steps. `one-cycle` is the policy of
+    Smith & Topin (2017, arXiv:1708.07120) as torch has it: up from 1/25 of the full rate and down to 1/250,000, both
+    by half a cosine.
     """
 
-    shape: Literal["constant", "linear", "cosine"] = "cosine"
+    shape: Literal["constant", "linear", "cosine", "step", "one-cycle"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    milestones: tuple[Fraction, ...] = ()
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _shape_has_what_it_needs(self) -> Self:
+        if (self.shape == "step") != bool(self.milestones):
+            raise ValueError("schedule.milestones and schedule.shape='step' need each other")
+        if self.shape == "one-cycle" and not self.warmup:
+            raise ValueError("schedule.shape='one-cycle' needs schedule.warmup; 0.3 is usual")
+        return self
 
 
 class LowResolution(_Section):
@@ -79,10 +107,18 @@ class LowResolution(_Section):
 
 
 class Freeze(_Section):
-    """What is not trained: the first `layers` of `layers.layers`, and whether norms keep the statistics they have."""
+    """What is not trained: the first `layers` of `layers.layers`, and whether norms keep the statistics they have.
+
+    With `epochs` only so long; then everything is trained.
+    """
 
     layers: NonNegativeInt = 0
     statistics: bool = False
+    epochs: PositiveInt | None = None
+
+    def covers(self, epoch: int) -> bool:
+        """Whether it holds in an epoch, numbered from 0."""
+        return self.epochs is None or epoch < self.epochs
 
 
 class EarlyStopping(_Section):
@@ -95,8 +131,42 @@ class EarlyStopping(_Section):
     patience: PositiveInt = 5
 
 
+class Average(_Section):
+    """Weights averaged over the steps are what is validated and kept, `decay` the share of the average in each step."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+
+
+class Distillation(_Section):
+    """Learn from the answers of a model in the models folder (Hinton et al. 2015, arXiv:1503.02531).
+
+    `teacher` is `name@version`. The distance from its answers, both divided by `temperature`, is added to the loss
+    `weight` times.
+    """
+
+    teacher: Annotated[str, Field(pattern=rf"^{NAME_PATTERN}@[1-9]\d*$")]
+    weight: PositiveFloat = 1.0
+    temperature: PositiveFloat = 4.0
+
+
+class Adversarial(_Section):
+    """Train on pictures changed to raise the loss, by `steps` of `step` within `radius`, in 255ths of the full range.
+
+    The start is random. One step of 1.25 times the radius is FGSM as in arXiv:2001.03994, several smaller ones are PGD
+    (arXiv:1706.06083).
+    """
+
+    radius: PositiveFloat = 8.0
+    step: PositiveFloat = 10.0
+    steps: PositiveInt = 1
+
+
 class Recipe(_Section):
     """One named run. `reached` says what was measured with it, where and in what time.
+
+    `batch_size` is the pictures of one step of the optimiser, over all processes. `accumulate` computes them in so many
+    parts, one after another, which takes less memory; batch norm then sees a part at a time. `compile` is a mode of
+    `torch.compile`, which pays for long runs on CUDA only.
 
     `replay` pictures of each class are stored with the weights, so that a fine-tune need not forget them.
     """
@@ -111,6 +181,8 @@ class Recipe(_Section):
     weights: Literal["float32", "float16"] = "float32"
     class_weights: Literal["none", "balanced"] = "none"
     replay: NonNegativeInt = 60
+    accumulate: PositiveInt = 1
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
     network: Network
     optimizer: Optimizer
     schedule: Schedule = Schedule()
@@ -118,6 +190,9 @@ class Recipe(_Section):
     low_resolution: LowResolution | None = None
     freeze: Freeze = Freeze()
     early_stopping: EarlyStopping | None = None
+    average: Average | None = None
+    distillation: Distillation | None = None
+    adversarial: Adversarial | None = None
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -126,6 +201,8 @@ class Recipe(_Section):
             raise ValueError(f"augment.crop_padding has to be less than network.input_size, {size}")
         if self.low_resolution and self.low_resolution.size >= size:
             raise ValueError(f"low_resolution.size has to be less than network.input_size, {size}")
+        if self.batch_size % self.accumulate or self.batch_size < 2 * self.accumulate:
+            raise ValueError("batch_size has to be a multiple of accumulate, at least twice of it")
         return self
 
 

@@ -107,7 +107,7 @@ Tells {len(manifest.classes)} classes apart: {", ".join(manifest.classes)}.
 | --- | --- |
 | test accuracy | {accuracy}, one view a picture, {test["count"]:,} pictures |
 | macro F1 | {test["macro_f1"]:.2%} |
-| calibration error | {calibration} |
+| calibration error | {calibration} |{_robustness(manifest)}
 | network | `{manifest.architecture}` {manifest.arguments}, input {size} x {size} |
 | training | {training} |
 | data | {counts}; SHA-256 `{data.sha256}`.{made} |
@@ -130,3 +130,14 @@ Each class on the test split:
 The answer is always one of these classes, also for a picture of something else: look at the probability. The figures
 hold for pictures like those it was trained on.
 """)
+
+
+def _robustness(manifest: Manifest) -> str:
+    found = manifest.metrics.get("robustness")
+    if found is None:
+        return ""
+    attack = found["attack"]
+    return (
+        f"\n| robust accuracy | {found['accuracy']:.2%} of {found['count']:,} pictures, every pixel moved by up to "
+        f"{attack['radius']:g}/255 in {attack['steps']} steps against the network |"
+    )

@@ -4,22 +4,26 @@ import logging
 import platform
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from training import artifact, data, evaluate, export, loop, replay, report, resnet
+from training import artifact, data, evaluate, export, loop, pretrained, replay, report, resnet
+from training.adversarial import robust_accuracy, strong
 from training.artifact import Aliases, DataRecord, Manifest
 from training.checkpoint import Checkpoint
-from training.errors import ArtifactError, InputError, TrainingError
+from training.distillation import Teacher
+from training.distributed import ALONE, Group, group_of
+from training.errors import ArtifactError, InputError
 from training.loop import Epoch, Sink
-from training.machine import choose_device, describe
+from training.machine import choose_device, describe, memory_errors, tune_for_training
 from training.normalisation import Normalisation
 from training.recipe import Recipe
 
@@ -66,7 +70,8 @@ def runs_folder(models: Path, name: str) -> Path:
 def train(job: Job, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifest:
     """Train a network as the recipe says and write it as the model's next version.
 
-    The first version of a model goes into production; later ones wait to be promoted.
+    The first version of a model goes into production; later ones wait to be promoted. Under torchrun every process
+    calls this; the first one reports and writes, and all return what it wrote.
 
     Raises:
         InputError: the arguments or the data are wrong.
@@ -74,23 +79,19 @@ def train(job: Job, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifes
     """
     artifact.check_name(job.name)
     device = choose_device(job.device)
-    recipe = job.recipe
-    dataset = data.load(job.source, recipe.network.input_size)
-    parts = data.partition(dataset, recipe.validation, job.seed)
-    if len(parts.train) < recipe.batch_size:
-        recipe = recipe.model_copy(update={"batch_size": max(2, len(parts.train) // 4)})
+    tune_for_training(device)
+    with _memory_errors(job.recipe), group_of(device) as group:
+        dataset = data.load(job.source, job.recipe.network.input_size)
+        parts = data.partition(dataset, job.recipe.validation, job.seed)
+        recipe = _fitted(job.recipe, len(parts.train), group)
         job = replace(job, recipe=recipe)
-        log.warning("batch_size lowered to %d: there are %d training pictures", recipe.batch_size, len(parts.train))
-    torch.manual_seed(job.seed)
-    network = resnet.build(recipe.network.architecture, len(dataset.classes), recipe.network.arguments)
-    normalise = Normalisation.of(parts.train.images)
-    run = {
-        "recipe": recipe.model_dump(mode="json", exclude={"description", "reached"}),
-        "data": dataset.sha256,
-        "seed": job.seed,
-    }
-    checkpoint = Checkpoint(runs_folder(job.models, job.name) / "checkpoint.pt", run, resume)
-    try:
+        run = {
+            "recipe": recipe.model_dump(mode="json", exclude={"description", "reached"}),
+            "data": dataset.sha256,
+            "seed": job.seed,
+        }
+        checkpoint = Checkpoint(runs_folder(job.models, job.name) / "checkpoint.pt", run, resume)
+        network, normalise = _start(recipe, parts, dataset.classes, job.seed)
         history = loop.train(
             network,
             parts,
@@ -98,14 +99,101 @@ def train(job: Job, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifes
             seed=job.seed,
             device=device,
             normalise=normalise,
-            sinks=sinks,
+            sinks=sinks if group.is_first else (),
             checkpoint=checkpoint,
+            penalty=_teacher(job.models, recipe, dataset.classes, device, normalise),
+            group=group,
         )
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f"Memory ran out on {device}. Lower batch_size, now {recipe.batch_size}.") from error
-    manifest = write(job, dataset, parts, network.cpu(), normalise, history, device)
-    checkpoint.path.unlink()
-    return manifest
+        if group.is_first:
+            write(job, dataset, parts, network.cpu(), normalise, history, device)
+            checkpoint.path.unlink()
+        group.wait()
+        newest = artifact.versions(job.models, job.name)[-1]
+        return artifact.read_manifest(artifact.folder(job.models, job.name, newest))
+
+
+def fit(
+    recipe: Recipe,
+    parts: data.Partition,
+    classes: tuple[str, ...],
+    models: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    sinks: Sequence[Sink] = (),
+) -> list[Epoch]:
+    """Train a network for its figures alone: no checkpoint, no artifact.
+
+    Args:
+        models: where a teacher is looked for, if the recipe names one.
+
+    Raises:
+        InputError: the recipe does not fit the data.
+        TrainingError: the run failed.
+    """
+    recipe = _fitted(recipe, len(parts.train), ALONE)
+    with _memory_errors(recipe):
+        network, normalise = _start(recipe, parts, classes, seed)
+        teacher = _teacher(models, recipe, classes, device, normalise)
+        return loop.train(
+            network, parts, recipe, seed=seed, device=device, normalise=normalise, sinks=sinks, penalty=teacher
+        )
+
+
+def _memory_errors(recipe: Recipe) -> AbstractContextManager[None]:
+    return memory_errors(f"Lower batch_size, now {recipe.batch_size}, or raise accumulate, now {recipe.accumulate}.")
+
+
+def _start(recipe: Recipe, parts: data.Partition, classes: Sequence[str], seed: int) -> tuple[nn.Module, Normalisation]:
+    """The network that a run begins with, and what its pictures go through."""
+    torch.manual_seed(seed)
+    settings = recipe.network
+    network = resnet.build(settings.architecture, len(classes), settings.arguments)
+    if settings.pretrained is None:
+        return network, Normalisation.of(parts.train.images)
+    pretrained.load(network, settings.architecture, settings.pretrained)
+    return network, pretrained.NORMALISATION
+
+
+def _fitted(recipe: Recipe, pictures: int, group: Group) -> Recipe:
+    """The recipe with no larger batch than there are pictures."""
+    if pictures >= recipe.batch_size:
+        return recipe
+    unit = group.size * recipe.accumulate
+    batch = max(2 * unit, pictures // 4 // unit * unit)
+    log.warning("batch_size lowered to %d: there are %d training pictures", batch, pictures)
+    return recipe.model_copy(update={"batch_size": batch})
+
+
+def _teacher(
+    models: Path, recipe: Recipe, classes: tuple[str, ...], device: torch.device, student: Normalisation
+) -> Teacher | None:
+    settings = recipe.distillation
+    if settings is None:
+        return None
+    folder = artifact.folder(models, *resolve(models, settings.teacher))
+    manifest = artifact.verify(folder)
+    if manifest.classes != classes:
+        raise InputError(
+            f"The teacher {settings.teacher} knows the classes {list(manifest.classes)}, the data has {list(classes)}. "
+            "Choose a teacher that was trained on the same classes."
+        )
+    return Teacher(
+        network=restore(folder, manifest).requires_grad_(False).to(device).to(memory_format=torch.channels_last),
+        normalise=Normalisation(manifest.mean, manifest.std),
+        size=manifest.input_size,
+        student=student,
+        weight=settings.weight,
+        temperature=settings.temperature,
+        precision=loop.autocast_dtype(recipe, device),
+    )
+
+
+def restore(folder: Path, manifest: Manifest) -> nn.Module:
+    """The network of a verified version, from its weights: float32, in evaluation mode."""
+    network = resnet.build(manifest.architecture, len(manifest.classes), manifest.arguments)
+    network.load_state_dict(load((folder / artifact.WEIGHTS).read_bytes()))
+    return network.eval()
 
 
 def write(
@@ -156,7 +244,9 @@ def write(
             mean=normalise.mean,
             std=normalise.std,
             temperature=temperature,
-            metrics=_metrics(script, parts, dataset.classes, temperature) | dict(origin.metrics),
+            metrics=_metrics(script, parts, dataset.classes, temperature)
+            | _robustness(network, normalise, parts, recipe)
+            | dict(origin.metrics),
             data=DataRecord(
                 sha256=dataset.sha256,
                 counts={
@@ -238,6 +328,15 @@ def _metrics(
             "calibration_error_before": evaluate.calibration_error(out * temperature, split.labels)
         }
     return found
+
+
+def _robustness(network: nn.Module, normalise: Normalisation, parts: data.Partition, recipe: Recipe) -> dict[str, Any]:
+    """For an adversarially trained network, how much of the test split it still answers rightly when attacked."""
+    if recipe.adversarial is None:
+        return {}
+    attack = strong(recipe.adversarial.radius)
+    accuracy = robust_accuracy(network, normalise, parts.test, attack, seed=0)
+    return {"robustness": {"attack": asdict(attack), "accuracy": accuracy, "count": len(parts.test)}}
 
 
 def score(models: Path, model: str, source: str, split: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.augment import alternating_flip, cutout, random_crop
+from training.augment import alternating_flip, cutmix, cutout, mixup, random_crop
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -124,3 +124,38 @@ def test_layout_changes_nothing(layout: torch.memory_format) -> None:
     other = pictures.contiguous(memory_format=layout)
     assert torch.equal(random_crop(other, 2, generator()), random_crop(pictures, 2, generator()))
     assert torch.equal(cutout(other, 4, generator()), cutout(pictures, 4, generator()))
+
+
+def one_hot(count: int) -> Tensor:
+    return torch.nn.functional.one_hot(torch.arange(count)).float()
+
+
+@given(share=st.floats(0, 1), count=st.integers(1, 8), seed=st.integers(0, 99))
+def test_mixup_blends_pictures_and_targets_alike(share: float, count: int, seed: int) -> None:
+    # A picture of one value, so that its blend says which pictures it was made of.
+    pictures = one_hot(count).view(count, count, 1, 1).expand(-1, -1, 4, 4)
+    mixed, targets = mixup(pictures, one_hot(count), share, generator(seed))
+    torch.testing.assert_close(mixed[:, :, 0, 0], targets)
+    torch.testing.assert_close(targets.sum(1), torch.ones(count))
+    assert (targets.diagonal() >= share - 1e-6).all()
+
+
+@given(share=st.floats(0, 1), count=st.integers(1, 8), seed=st.integers(0, 99))
+def test_cutmix_takes_a_box_and_its_share_of_the_target(share: float, count: int, seed: int) -> None:
+    pictures = one_hot(count).view(count, count, 1, 1).expand(-1, -1, 12, 10)
+    mixed, targets = cutmix(pictures, one_hot(count), share, generator(seed))
+    # Every place holds one picture whole, and targets are the areas.
+    assert torch.equal(mixed.amax(1), torch.ones(count, 12, 10))
+    torch.testing.assert_close(mixed.mean((2, 3)), targets)
+
+
+def test_cutmix_boxes_have_the_area_of_the_share() -> None:
+    pictures = torch.arange(2.0).view(2, 1, 1, 1).expand(-1, -1, 32, 32)
+    inside = []
+    for seed in range(200):
+        mixed, _ = cutmix(pictures, one_hot(2), 0.75, generator(seed))
+        changed = mixed[0, 0] != pictures[0, 0]
+        rows, columns = changed.any(1).sum(), changed.any(0).sum()
+        assert changed.sum() == rows * columns
+        inside.append(float(changed.float().mean()))
+    assert max(inside) == pytest.approx(0.25, abs=0.01)

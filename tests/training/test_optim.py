@@ -15,7 +15,7 @@ from training.optim import FilterMuon, make_optimizers, rate
 from training.recipe import Optimizer, Schedule
 from training.resnet import build
 
-NAMES = ("sgd", "adamw", "muon")
+NAMES = ("sgd", "adam", "adamw", "muon")
 
 
 def network() -> nn.Module:
@@ -111,7 +111,7 @@ def test_every_trained_parameter_is_in_one_group(name: str, architecture: str) -
     assert all(group["initial_lr"] == group["lr"] > 0 for group in groups)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_norms_and_biases_get_no_weight_decay(name: str) -> None:
     model = build("resnet20", 4, {})
     (optimizer,) = make_optimizers(model, settings_of(name, weight_decay=0.25))
@@ -144,9 +144,10 @@ def test_sgd_is_nesterov_where_there_is_momentum(momentum: float) -> None:
     assert all(group["momentum"] == momentum for group in optimizer.param_groups)
 
 
-def test_adamw_is_adamw() -> None:
-    (optimizer,) = make_optimizers(network(), settings_of("adamw"))
-    assert isinstance(optimizer, torch.optim.AdamW)
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_adam_and_adamw_are_torchs(name: str, kind: type) -> None:
+    (optimizer,) = make_optimizers(network(), settings_of(name))
+    assert type(optimizer) is kind
 
 
 def train(model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int, seed: int) -> float:
@@ -163,7 +164,7 @@ def train(model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int,
     return loss.item()
 
 
-RATES = {"sgd": 0.05, "adamw": 0.005, "muon": 0.05}
+RATES = {"sgd": 0.05, "adam": 0.005, "adamw": 0.005, "muon": 0.05}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -263,3 +264,33 @@ def test_relative_rates_follow_the_size_of_each_parameter() -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             assert rates[id(parameter)] == pytest.approx(0.1 * (0.02 if parameter.ndim > 1 else 1))
+
+
+def test_step_decay_falls_at_its_milestones() -> None:
+    chosen = Schedule(shape="step", milestones=(0.3, 0.6), factor=0.1)
+    assert [rate(chosen, done) for done in (0, 0.29, 0.3, 0.59, 0.6, 1)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_one_cycle_is_torchs() -> None:
+    steps = 101
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=steps, pct_start=31 / steps)
+    chosen = Schedule(shape="one-cycle", warmup=0.3)  # for torch the peak is the 31st of 101 steps
+    for step in range(steps):
+        assert rate(chosen, step / (steps - 1)) == pytest.approx(theirs.get_last_lr()[0], abs=1e-6)
+        optimizer.step()
+        if step + 1 < steps:
+            theirs.step()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"shape": "step"}, "need each other"),
+        ({"shape": "cosine", "milestones": [0.5]}, "need each other"),
+        ({"shape": "one-cycle"}, "needs schedule.warmup"),
+    ],
+)
+def test_schedules_that_lack_something(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Schedule.model_validate(settings)

@@ -109,6 +109,16 @@ def test_later_override_wins(minimal: str) -> None:
         ("low_resolution={ size = 16, fraction = 1.5 }", "low_resolution.fraction: "),
         ("network.input_size=8", "network.input_size: "),
         ("network=3", "network: "),
+        ("schedule.shape=step", "schedule.milestones and schedule.shape='step' need each other"),
+        ("schedule.shape=one-cycle", "needs schedule.warmup"),
+        ("accumulate=3", "batch_size has to be a multiple of accumulate"),
+        ("accumulate=8", "batch_size has to be a multiple of accumulate, at least twice of it"),
+        ("average.decay=1", "average.decay: "),
+        ("distillation.teacher=cifar10", "distillation.teacher: "),
+        ("adversarial.radius=0", "adversarial.radius: "),
+        ("optimizer.clip_norm=0", "optimizer.clip_norm: "),
+        ("augment.policy=auto", "augment.policy: "),
+        ("augment.mixup=-1", "augment.mixup: "),
     ],
 )
 def test_wrong_override_is_named(minimal: str, override: str, said: str) -> None:

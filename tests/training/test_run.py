@@ -18,6 +18,12 @@ from training.errors import ArtifactError
 
 TINY = ("--recipe", "resnet20", "--set", "network.arguments={width=8}", "--set", "batch_size=16")
 FAST = (*TINY, "--set", "validation=20", "--set", "optimizer.learning_rate=0.05", "--device", "cpu")
+# What a resumed run has to take up again besides the weights: averages, random choices on the host, dropout.
+METHODS = (
+    "--set",
+    "network.arguments={width=8, block_dropout=0.1}",
+    *("--set", "average.decay=0.9", "--set", "augment.policy=trivial", "--set", "augment.mixup=0.2"),
+)
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -37,7 +43,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
     """A folder with the model `shapes`, trained for six epochs."""
     folder = tmp_path_factory.mktemp("models")
-    done = training("train", *FAST, "--set", "epochs=6", "--data", shapes, "--name", "shapes", "--models", folder)
+    arguments = ("train", *FAST, *METHODS, "--set", "epochs=6", "--data", shapes, "--name", "shapes")
+    done = training(*arguments, "--models", folder)
     assert done.returncode == 0, done.stderr
     assert "shapes version 1" in done.stdout
     return folder
@@ -111,7 +118,8 @@ def test_one_seed_gives_the_same_losses_and_weights(tmp_path: Path, shapes: Path
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     tmp_path: Path, shapes: Path, models: Path, signal_: signal.Signals
 ) -> None:
-    arguments = ("train", *FAST, "--set", "epochs=6", "--data", shapes, "--name", "shapes", "--models", tmp_path)
+    arguments = ("train", *FAST, *METHODS, "--set", "epochs=6", "--data", shapes, "--name", "shapes")
+    arguments = (*arguments, "--models", str(tmp_path))
     with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         seen = []
@@ -161,6 +169,43 @@ def test_a_diverging_run_says_what_to_change(tmp_path: Path, shapes: Path) -> No
     done = training(*arguments, "--set", "optimizer.learning_rate=1e12", "--set", "epochs=2")
     assert done.returncode == 1
     assert "Lower optimizer.learning_rate" in done.stderr
+
+
+def test_a_run_that_needs_too_much_memory_says_what_to_change(tmp_path: Path, shapes: Path) -> None:
+    def allow_40_gib() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (40 << 30, 40 << 30))
+
+    # What the stem puts out would take 64 GiB in bfloat16.
+    huge = ("network.architecture=resnet", "network.arguments={blocks=[1], width=2048}", "network.input_size=512")
+    settings = [part for value in (*huge, "batch_size=64", "validation=4") for part in ("--set", value)]
+    arguments = ("train", "--recipe", "resnet20", *settings, "--device", "cpu", "--data", shapes, "--name", "x")
+    done = training(*arguments, "--set", "epochs=1", "--models", tmp_path, preexec_fn=allow_40_gib)
+    assert done.returncode == 1
+    assert "Memory ran out. Lower batch_size, now 64, or raise accumulate, now 1." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_teacher_is_learned_from_and_one_of_other_classes_refused(tmp_path: Path, models: Path, shapes: Path) -> None:
+    arguments = ("train", *FAST, "--set", "epochs=1", "--set", "distillation.teacher=shapes@1", "--models", models)
+    done = training(*arguments, "--data", shapes, "--name", "student")
+    assert done.returncode == 0, done.stderr
+    manifest = artifact.read_manifest(artifact.folder(models, "student", 1))
+    assert manifest.recipe["distillation"]["teacher"] == "shapes@1"
+    other = write_shapes(tmp_path / "other", count=20)
+    (other / "disc").rename(other / "ball")
+    done = training(*arguments, "--data", other, "--name", "other")
+    assert done.returncode == 2
+    assert "was trained on the same classes" in done.stderr
+
+
+def test_an_adversarial_run_reports_robust_accuracy(tmp_path: Path, shapes: Path) -> None:
+    settings = ("--set", "adversarial={radius=2, step=2.5}", "--set", "epochs=1")
+    done = training("train", *FAST, *settings, "--data", shapes, "--name", "x", "--models", tmp_path)
+    assert done.returncode == 0, done.stderr
+    robustness = artifact.read_manifest(artifact.folder(tmp_path, "x", 1)).metrics["robustness"]
+    assert robustness["attack"] == {"radius": 2.0, "step": 0.5, "steps": 10}
+    assert robustness["count"] == 24
+    assert "robust" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""Two processes train the network that one would."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.shapes import write_shapes
+from training import artifact, run
+from training.distributed import Group
+
+RECIPE = ("--recipe", "resnet20", "--set", "network.arguments={width=8}", "--set", "batch_size=16", "--device", "cpu")
+SHORT = ("--set", "epochs=3", "--set", "validation=20", "--set", "optimizer.learning_rate=0.05")
+# float32 sums in another order, over 18 steps.
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes")
+
+
+def command(shapes: Path, models: Path, *arguments: str) -> list[str]:
+    return ["-m", "training", "train", *RECIPE, *SHORT, "--data", str(shapes), "--models", str(models), *arguments]
+
+
+def run_to_end(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun sets it, with a warning, where it is not
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_two_processes_give_the_losses_of_one(shapes: Path, tmp_path: Path) -> None:
+    settings = ("--set", "augment.mixup=0.2", "--set", "average.decay=0.9")
+    run_to_end(*command(shapes, tmp_path, "--name", "one", *settings))
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = run_to_end(*torchrun, *command(shapes, tmp_path, "--name", "two", *settings))
+    assert done.stdout.count("two version 1") == 1  # only the first process speaks
+    one, two = (
+        [json.loads(line) for line in (run.runs_folder(tmp_path, name) / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert len(two) == 3
+    for alone, together in zip(one, two, strict=True):
+        for figure in ("loss", "val_loss"):
+            assert together[figure] == pytest.approx(alone[figure], rel=TOLERANCE)
+    assert artifact.versions(tmp_path, "two") == [1]
+    artifact.verify(artifact.folder(tmp_path, "two", 1))
+    weights, expected = (load_file(artifact.folder(tmp_path, name, 1) / artifact.WEIGHTS) for name in ("two", "one"))
+    torch.testing.assert_close(weights, expected, rtol=0.01, atol=TOLERANCE)
+
+
+def test_shares_make_up_the_batch() -> None:
+    batch = torch.arange(12)
+    assert torch.cat([Group(rank, 3).share(batch) for rank in range(3)]).tolist() == batch.tolist()
+
+
+def test_a_process_alone_changes_nothing() -> None:
+    alone, values, network = Group(), torch.randn(3), torch.nn.BatchNorm2d(3)
+    assert alone.wrap(network) is network
+    assert torch.equal(alone.mean(values), values)
+    alone.wait()
