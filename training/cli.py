@@ -1,5 +1,6 @@
 """The command line: `python -m training`."""
 
+import dataclasses
 import json
 import logging
 import sys
@@ -13,9 +14,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from training import artifact, recipe, run
+from training import artifact, distributed, recipe, run
+from training import crossvalidate as cross_validation
 from training.artifact import Manifest
-from training.errors import TrainingError
+from training.errors import InputError, TrainingError
 from training.finetune import FinetuneJob
 from training.finetune import finetune as run_finetune
 from training.loop import Sink
@@ -150,6 +152,75 @@ def evaluate(
 
 
 @app.command()
+def crossvalidate(
+    recipe_name: Annotated[str, typer.Option("--recipe", help="A recipe's name, or the path of a .toml file.")],
+    data: Data,
+    folds: Annotated[int, typer.Option(help="How many parts; each is left out of one training run.")] = 5,
+    models: Models = Path("models"),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value of the recipe: epochs=3.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    device: Device = Device.AUTO,
+    seed: int = 0,
+) -> None:
+    """Train once for each fold and score what was left out; the test split is not touched."""
+    _prepare()
+    chosen = recipe.load(recipe_name, set_ or ())
+    with Bar(chosen.epochs) as bar:
+        found = cross_validation.crossvalidate(
+            chosen, data, folds, models=models, seed=seed, device=device.value, sinks=[bar]
+        )
+    if as_json:
+        typer.echo(
+            json.dumps(dataclasses.asdict(found) | {"accuracy": found.accuracy, "spread": found.spread}, indent=1)
+        )
+        return
+    Console().print(
+        f"{', '.join(f'{accuracy:.2%}' for accuracy in found.accuracies)}: mean {found.accuracy:.2%}, standard "
+        f"deviation {found.spread:.2%} over {folds} folds of {found.pictures:,} pictures.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def search(  # noqa: PLR0913, PLR0917  each is an option, given by its name
+    recipe_name: Annotated[str, typer.Option("--recipe", help="A recipe's name, or the path of a .toml file.")],
+    data: Data,
+    over: Annotated[
+        list[str], typer.Option(help="What to search over: key=low:high, key=low:high:log, or key=one,another.")
+    ],
+    trials: Annotated[int, typer.Option(help="How many trials this process runs.")] = 20,
+    study: Annotated[str | None, typer.Option(help="Name of the study; the recipe's name by default.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Database URL; several machines can share one. SQLite in the models folder.")
+    ] = None,
+    models: Models = Path("models"),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value of the recipe: epochs=3.")] = None,
+    device: Device = Device.AUTO,
+    seed: int = 0,
+) -> None:
+    """Search for better values of a recipe, judged on the validation split."""
+    _prepare()
+    try:
+        from training import search as searching  # noqa: PLC0415  Optuna is an extra
+    except ModuleNotFoundError as error:
+        raise InputError(f"The search needs {error.name}. Install it: pip install 'refit[search]'.") from error
+    if storage is None:
+        (models / ".runs").mkdir(parents=True, exist_ok=True)
+        storage = f"sqlite:///{models / '.runs' / 'search.db'}"
+    name = study or Path(recipe_name).stem
+    space = searching.space(over)
+    asked = searching.Search(recipe_name, tuple(set_ or ()), data, space, storage, name, models, seed, device.value)
+    found = searching.search(asked, trials)
+    Console().print(
+        f"{found.accuracy:.2%} of the validation split, the best of {found.trials} trials ({found.pruned} ended "
+        "early):\n" + " ".join(f"--set {override}" for override in found.overrides),
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes: what each is for, and what it reached, measured on what."""
     table = Table("recipe", "for", "reached")
@@ -170,12 +241,12 @@ def main() -> None:
 
 def _prepare() -> None:
     logging.basicConfig(
-        level=logging.INFO,
+        level=logging.INFO if distributed.is_first() else logging.WARNING,
         format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
     )
     keep_freed_memory()
-    set_threads()
+    set_threads(distributed.local_processes())
 
 
 def _command() -> list[str]:
@@ -183,8 +254,10 @@ def _command() -> list[str]:
 
 
 def _followed(models: Path, name: str, epochs: int | None, start: Callable[[list[Sink]], Manifest]) -> Manifest:
-    """Start a run that shows and logs how it goes."""
+    """Start a run that shows and logs how it goes; of several processes the first one does."""
     artifact.check_name(name)
+    if not distributed.is_first():
+        return start([])
     log_file = run.runs_folder(models, name) / "log.jsonl"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     log_file.unlink(missing_ok=True)
@@ -196,6 +269,8 @@ def _followed(models: Path, name: str, epochs: int | None, start: Callable[[list
 
 
 def _conclude(models: Path, manifest: Manifest, how: str) -> None:
+    if not distributed.is_first():
+        return
     test = manifest.metrics["test"]
     low, high = test["accuracy_interval_95"]
     Console().print(

@@ -1,0 +1,52 @@
+"""k-fold cross-validation."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training.shapes import write_shapes
+from training.crossvalidate import crossvalidate
+from training.errors import InputError
+from training.recipe import load
+
+TINY = ("network.arguments={width=8}", "batch_size=16", "epochs=1", "precision='float32'")
+
+
+def test_every_picture_but_the_test_split_is_scored_once(tmp_path: Path) -> None:
+    source = write_shapes(tmp_path / "shapes", count=20)
+    seen = []
+
+    class Sizes:
+        def step(self, step: object) -> None: ...
+
+        def epoch(self, epoch: object) -> None:
+            seen.append(epoch)
+
+    found = crossvalidate(load("resnet20", TINY), str(source), 3, models=tmp_path, device="cpu", sinks=[Sizes()])
+    assert len(seen) == len(found.epochs) == 3
+    assert found.pictures == 32  # a fifth of the forty is the test split
+    assert min(found.accuracies) <= found.accuracy <= max(found.accuracies)
+    assert not list(tmp_path.glob("*/[0-9]*"))  # no artifact
+
+
+@pytest.mark.parametrize("count", [0, 1, 30])
+def test_folds_that_cannot_be_cut(tmp_path: Path, count: int) -> None:
+    source = write_shapes(tmp_path / "shapes", count=20)
+    with pytest.raises(InputError, match="folds cannot be cut"):
+        crossvalidate(load("resnet20", TINY), str(source), count, models=tmp_path, device="cpu")
+
+
+def test_the_command_prints_json(tmp_path: Path) -> None:
+    source = write_shapes(tmp_path / "shapes", count=20)
+    settings = [part for override in TINY for part in ("--set", override)]
+    command = [sys.executable, "-m", "training", "crossvalidate", "--recipe", "resnet20", *settings, "--folds", "2"]
+    done = subprocess.run(
+        [*command, "--data", source, "--device", "cpu", "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert len(figures["epochs"]) == 2
+    assert figures["accuracy"] == pytest.approx(sum(e["val_accuracy"] for e in figures["epochs"]) / 2)

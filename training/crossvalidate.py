@@ -1,0 +1,92 @@
+"""k-fold cross-validation: how good a recipe is on a data source, and how much that depends on the split."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+from training import data, run
+from training.data import Partition, Split
+from training.errors import InputError
+from training.loop import Epoch, Sink
+from training.machine import choose_device, tune_for_training
+from training.recipe import Recipe
+from training.split import duplicate_clusters, folds
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The last epoch of each fold's run, and what the folds were cut from."""
+
+    epochs: tuple[Epoch, ...]
+    pictures: int
+    data_sha256: str
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Share of right answers on each held-out fold, 0 to 1."""
+        return [epoch.val_accuracy for epoch in self.epochs]
+
+    @property
+    def accuracy(self) -> float:
+        """Their mean."""
+        return mean(self.accuracies)
+
+    @property
+    def spread(self) -> float:
+        """Their standard deviation."""
+        return stdev(self.accuracies)
+
+
+def crossvalidate(
+    recipe: Recipe,
+    source: str,
+    count: int,
+    *,
+    models: Path,
+    seed: int = 0,
+    device: str = "auto",
+    sinks: Sequence[Sink] = (),
+) -> Result:
+    """Train `count` networks, each without one fold of the pictures, and score each on the fold that it did not see.
+
+    The test split is never touched: the folds are cut from the other pictures. No artifact is written.
+
+    Args:
+        count: how many folds, 2 or more.
+        models: where a teacher is looked for, if the recipe names one.
+
+    Raises:
+        InputError: the arguments or the data are wrong.
+        TrainingError: a run failed.
+    """
+    place = choose_device(device)
+    tune_for_training(place)
+    dataset = data.load(source, recipe.network.input_size)
+    parts = data.partition(dataset, recipe.validation, seed)
+    pool = _together(parts)
+    if count < 2 or count > min(torch.bincount(pool.labels)):
+        raise InputError(
+            f"{count} folds cannot be cut: give 2 or more, and no more than the smallest class has pictures."
+        )
+    fold = folds(pool.labels, pool.clusters, count, seed)
+    last = []
+    for number in range(count):
+        log.info("fold %d of %d", number + 1, count)
+        cut = Partition(pool.subset(fold != number), pool.subset(fold == number), parts.test, parts.made)
+        last.append(run.fit(recipe, cut, dataset.classes, models, seed=seed, device=place, sinks=sinks)[-1])
+    return Result(tuple(last), len(pool), dataset.sha256)
+
+
+def _together(parts: Partition) -> Split:
+    """The pictures of the training and the validation split, with clusters that hold over both."""
+    train, validation = parts.train, parts.validation
+    images = torch.cat([train.images, validation.images])
+    known = "validation" in parts.made  # cut from the training split, after its clusters were found
+    clusters = torch.cat([train.clusters, validation.clusters]) if known else duplicate_clusters(images)
+    return Split(images, torch.cat([train.labels, validation.labels]), train.names + validation.names, clusters)
