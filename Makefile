@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # Only links and unpacked wheels matter inside .venv: the constraints pin the set that the tests passed with.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help install serve test lint format clean
+.PHONY: help install serve test bench-train lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -29,6 +29,9 @@ serve: $(VENV)/.installed  ## serve the models in models/ on http://127.0.0.1:80
 
 test: $(VENV)/.installed-dev  ## run the whole test suite
 	$(BIN)/python -m pytest
+
+bench-train: $(VENV)/.installed  ## run the CPU recipes and print their rows of docs/results.md; DATA=archive to choose the data
+	$(BIN)/python -m bench.train --device cpu --data $(or $(DATA),cifar10)
 
 lint: $(VENV)/.installed-dev  ## check style and types
 	$(BIN)/ruff check .

@@ -1,0 +1,40 @@
+"""Twenty steps of every recipe give the losses recorded before: what should not change the arithmetic is seen not to.
+
+To record them anew after a change that means to alter it: python -m tests.training.test_golden
+"""
+
+import json
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from tests.training.runs import narrow, partition, train
+from training import recipe
+
+RECORDED = Path(__file__).with_name("golden_losses.json")
+# Relative. One machine repeats its losses exactly; another instruction set or number of threads adds up in another
+# order, and twenty steps enlarge that.
+TOLERANCE = 5e-3
+
+
+def twenty_losses(name: str) -> list[float]:
+    """The loss of each step: an epoch is one batch of 16 out of 24 pictures."""
+    kept = train(partition(24), name, "epochs=20", *narrow(name))
+    return [epoch.loss for epoch in kept.epochs]
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_losses_are_the_recorded_ones(name: str) -> None:
+    found = twenty_losses(name)
+    assert found == pytest.approx(json.loads(RECORDED.read_text())[name], rel=TOLERANCE)
+    assert mean(found[-5:]) < mean(found[:5])
+
+
+def test_every_recorded_recipe_exists() -> None:
+    assert list(json.loads(RECORDED.read_text())) == list(recipe.names())
+
+
+if __name__ == "__main__":
+    losses = {name: [round(loss, 6) for loss in twenty_losses(name)] for name in recipe.names()}
+    RECORDED.write_text(json.dumps(losses, indent=1) + "\n")
