@@ -4,6 +4,9 @@ import logging.config
 import os
 import signal
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any
 
@@ -54,7 +57,7 @@ def serve(
     signal.signal(signal.SIGTERM, _stopped)
     logging.config.dictConfig(_LOGGING)
     try:
-        with supervisor.workers(settings.finetune_workers):
+        with _shared_metrics(settings.workers), supervisor.workers(settings.finetune_workers):
             uvicorn.run(
                 "app.main:create_app",
                 factory=True,
@@ -85,6 +88,17 @@ def worker(
     if supervised:
         end_with_parent()
     Worker(settings).run()
+
+
+@contextmanager
+def _shared_metrics(workers: int) -> Iterator[None]:
+    """Give several processes a folder in which they share their figures; they read its name from the environment."""
+    if workers == 1:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="refit-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        yield
 
 
 def _read_settings() -> Settings:

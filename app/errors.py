@@ -151,6 +151,37 @@ class DiskFullError(ServiceError):
     title = "Disk full"
 
 
+class UnknownCanaryError(ServiceError):
+    """No version of the model was ever on trial."""
+
+    status = 404
+    kind = "unknown-canary"
+    title = "No canary"
+
+
+class UnusableVersionError(ServiceError):
+    """The version is there and cannot serve; what served before goes on."""
+
+    status = 409
+    kind = "unusable-version"
+    title = "Version cannot be used"
+
+
+class ConflictError(ServiceError):
+    """What was asked for does not fit the state that the model is in."""
+
+    status = 409
+    kind = "conflict"
+    title = "Not possible in this state"
+
+
+class StorageError(ServiceError):
+    """A change cannot be written to disk, and was not made."""
+
+    kind = "storage-failed"
+    title = "Change not written"
+
+
 class RetryableError(ServiceError):
     """The same request may well succeed later.
 

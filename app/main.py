@@ -1,6 +1,7 @@
 """The application: puts the parts together, starts them and shuts them down."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -8,7 +9,7 @@ from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from app import errors
-from app.api import finetune, health, models, predict
+from app.api import canary, finetune, health, models, predict
 from app.jobs.queue import JobQueue
 from app.middleware import ApiKey, BodyLimit, Limit
 from app.registry import Registry
@@ -16,7 +17,12 @@ from app.service import Service
 from app.serving.admission import Admission
 from app.serving.image import Decoder
 from app.settings import Settings
+from app.telemetry import Telemetry
 from training import machine
+
+log = logging.getLogger(__name__)
+
+_FOLLOW_SECONDS = 0.5
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -37,7 +43,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         machine.set_threads(settings.workers)
         service = Service(
             settings,
-            Registry(settings.models_dir, settings.default_model, settings.max_batch, device),
+            Registry(
+                settings.models_dir,
+                settings.default_model,
+                settings.max_batch,
+                device,
+                _max_memory(settings),
+                data_dir=settings.data_dir,
+            ),
             Decoder(settings.max_pixels, settings.workers),
             Admission(settings.max_inflight),
             JobQueue(settings),
@@ -48,12 +61,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if settings.workers > 1:
             # The workers share one port, and nobody can choose which of them answers: only those that are ready listen.
             await loading
+        following = asyncio.create_task(_follow(service.registry, loading))
         try:
             yield
         finally:
-            loading.cancel()
-            with suppress(asyncio.CancelledError):
-                await loading
+            for task in (loading, following):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
             await service.registry.close()
             service.decoder.close()
             service.jobs.close()
@@ -72,11 +87,31 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     if keys:
         app.add_middleware(ApiKey, keys=keys)
+    app.add_middleware(Telemetry)  # outermost: what the others refuse is counted too
     # The middleware asks for the key, on every address; this says so in the OpenAPI document.
     bearer, header = HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False)
     secured = [Security(bearer), Security(header)] if keys else []
     app.include_router(predict.router, dependencies=secured)
     app.include_router(models.router, dependencies=secured)
     app.include_router(finetune.router, dependencies=secured)
+    app.include_router(canary.router, dependencies=secured)
     app.include_router(health.router)
     return app
+
+
+def _max_memory(settings: Settings) -> float:
+    """Bytes of this process's memory above which models are unloaded."""
+    if settings.max_memory_mb is None:
+        return machine.memory_bytes() / 2 / settings.workers
+    return settings.max_memory_mb * 1_000_000
+
+
+async def _follow(registry: Registry, loading: asyncio.Task[None]) -> None:
+    """Let the registry follow what other processes promote, well within the two seconds that are promised."""
+    await asyncio.wait((loading,))
+    while True:
+        await asyncio.sleep(_FOLLOW_SECONDS)
+        try:
+            await registry.refresh()
+        except Exception:
+            log.exception("What was promoted cannot be followed now; trying again")

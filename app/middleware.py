@@ -73,7 +73,12 @@ class ApiKey:
         self.keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _OPEN_PATHS or self._allowed(Headers(scope=scope)):
+        if scope["type"] != "http" or scope["path"] in _OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        number = self._number(Headers(scope=scope))
+        if number:
+            scope["api_key"] = number  # which key it was, for the audit log
             await self.app(scope, receive, send)
             return
         error = UnauthorizedError(
@@ -81,9 +86,10 @@ class ApiKey:
         )
         await respond(error)(scope, receive, send)
 
-    def _allowed(self, headers: Headers) -> bool:
+    def _number(self, headers: Headers) -> int:
+        """Which of the keys the request carries, from 1; 0 is none of them."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         # Every key is compared, and in constant time: how long it takes tells nothing.
         matches = [hmac.compare_digest(given.encode("latin-1"), key) for key in self.keys]
-        return any(matches)
+        return matches.index(True) + 1 if any(matches) else 0

@@ -1,19 +1,19 @@
-"""The registry: which models and versions there are, and which of them are loaded and answer."""
+"""The registry: which models and versions there are, and which version answers for a model."""
 
 import asyncio
 import logging
 import math
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import defaultdict
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, Field
 
-from app.errors import ClosingError, ModelUnavailableError, NotReadyError, UnknownModelError
-from app.serving.batcher import Batcher
-from app.serving.engine import Engine, TorchScriptEngine
+from app import canary, catalog
+from app.canary import Canary
+from app.errors import ModelUnavailableError, NotReadyError, UnknownModelError, UnusableVersionError
+from app.loader import Loader, Served
+from app.trial import Trial, Trials
 from training import artifact
 from training.artifact import Aliases, Manifest
 from training.errors import ArtifactError
@@ -22,15 +22,7 @@ log = logging.getLogger(__name__)
 
 PREFERRED = "cifar10"
 
-
-@dataclass(frozen=True)
-class Served:
-    """A version that is loaded and answers."""
-
-    name: str
-    version: int
-    manifest: Manifest
-    batcher: Batcher
+Stamp = tuple[int, int] | None  # of a file: another one whenever the file is replaced
 
 
 class ModelInfo(BaseModel):
@@ -41,28 +33,29 @@ class ModelInfo(BaseModel):
     versions: tuple[int, ...] = Field(description="The versions on disk.")
     aliases: Aliases = Field(description="The production version on disk, and the ones before it.")
     serving: int | None = Field(description="The version that answers requests that name none.")
-    loaded: tuple[int, ...] = Field(description="The versions in memory.")
+    trial: Canary | None = Field(description="The version on trial beside it, if there is one.")
+    loaded: tuple[int, ...] = Field(description="The versions in the memory of the process that answered.")
     error: str | None = Field(description="Why the production version does not answer, if it does not.")
 
 
-@dataclass(frozen=True)
-class _Failure:
-    reason: str
-    until: float  # of time.monotonic()
-
-
 class Registry:
-    """Loads versions from a folder of models and hands them out. Belongs to one event loop.
+    """Knows which version answers, follows what is promoted on disk, and hands out versions. Belongs to one event loop.
 
-    `load_all` loads the production version of every model; other versions, and models that came later, are loaded when
-    they are first asked for. No version ever stands in for another: who asks for a broken one gets the reason.
+    `load_all` loads the production version of every model, and `refresh` those that came or changed since; other
+    versions are loaded when they are first asked for. No version ever stands in for another that was asked for: who
+    asks for a broken one gets the reason. A broken one that is promoted does not take over from the one before.
 
     Args:
         models: the folder, `<name>/<version>/` below it.
         default: name of the model that answers when none is named; None is cifar10 if there, else the first by name.
         max_batch: most pictures that are computed at once.
         device: where the models run.
+        max_memory: bytes of this process's memory above which the least recently used versions are unloaded.
         retry_seconds: how long a version that could not be loaded is refused without another look at its files.
+        data_dir: folder of the audit log, and of what trials count.
+
+    Attributes:
+        trials: the canaries and shadows that run in this process.
     """
 
     def __init__(
@@ -71,30 +64,27 @@ class Registry:
         default: str | None,
         max_batch: int,
         device: torch.device,
+        max_memory: float = math.inf,
         retry_seconds: float = 10,
+        data_dir: Path = Path("data"),
     ) -> None:
         self._models = models
         self._default = default
-        self._max_batch = max_batch
-        self._device = device
         self._retry_seconds = retry_seconds
+        self._loader = Loader(models, max_batch, device, max_memory, retry_seconds)
+        self.trials = Trials(models, data_dir, self._loader)
         self._names: list[str] = []
         self._production: dict[str, int] = {}
-        self._served: dict[tuple[str, int], Served] = {}
-        self._failures: dict[tuple[str, int | None], _Failure] = {}
-        self._lock = asyncio.Lock()
+        self._defects: dict[str, str] = {}  # why a model's production version does not answer
+        self._stamps: dict[str, tuple[Stamp, ...]] = {}
+        self._following: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._started = False
         self._defect: str | None = None
-        self._closed = False
-        # One thread for all models: two batches at once would only take the processors from each other.
-        self._executor = ThreadPoolExecutor(1, "engine")
 
     async def load_all(self) -> None:
         """Load and warm up the production version of every model. Those that cannot be are logged and refused later."""
         try:
-            self._names = await self.names()
-            for name in self._names:
-                await self._try_production(name)
+            await self.refresh()
         except Exception:
             log.exception("The models could not be loaded")
             self._defect = "The models could not be loaded. The service's log says why; mend it and restart."
@@ -105,6 +95,52 @@ class Registry:
         shown = ", ".join(f"{name} version {number}" for name, number in self._production.items())
         log.info("Serving %s from %s", shown or "no model", self._models)
 
+    async def refresh(self) -> None:
+        """Follow what was promoted or put on trial since the last time, and try again what could not be loaded then."""
+        await self.trials.watch()
+        for name in await asyncio.to_thread(self._changed):
+            try:
+                await self.follow(name)
+            except ModelUnavailableError:
+                pass  # logged where it was found, and given to everybody who asks for the model
+            except UnknownModelError as error:
+                log.warning("%s", error)
+            except Exception:
+                self._stamps.pop(name, None)  # looked at again the next time
+                raise
+
+    async def follow(self, name: str) -> None:
+        """Let those versions answer that the files on disk say: they are loaded and warmed up first, then take over.
+
+        Raises:
+            UnknownModelError: there is no such model, or no version of it is in production.
+            ModelUnavailableError: the version in production cannot be used; the one that answered goes on.
+        """
+        async with self._following[name]:
+            before = self._production.get(name)
+            try:
+                self._production[name] = version = await self._load_production(name)
+            finally:
+                await self.trials.follow(name, self._production.get(name))
+        if before is not None and before != version:
+            log.info("%s version %d takes over from version %d", name, version, before)
+            self._loader.unload(name, keep=frozenset({before, version}))
+
+    async def prepare(self, name: str, version: int) -> None:
+        """Verify, load and warm up a version that is to answer soon.
+
+        Raises:
+            UnknownModelError: there is no such model or version.
+            UnusableVersionError: it cannot be used.
+            NotReadyError: models are still being loaded.
+        """
+        self._check_started()
+        self._loader.forget_failure(name, version)
+        try:
+            await self._loader.load(name, version)
+        except ModelUnavailableError as error:
+            raise UnusableVersionError(str(error)) from error
+
     def check_ready(self) -> None:
         """Return if the service can answer.
 
@@ -113,11 +149,13 @@ class Registry:
         """
         self._check_started()
         if not self._production:
-            failures = " ".join(failure.reason for failure in self._failures.values())
-            raise NotReadyError(failures or self._no_models(), math.ceil(self._retry_seconds))
+            reasons = " ".join(self._defects.values()) or catalog.no_models(self._models)
+            raise NotReadyError(reasons, math.ceil(self._retry_seconds))
 
     async def get(self, name: str | None, version: int | None) -> Served:
         """Give a version, loaded and warmed up; this takes no time if it is loaded already.
+
+        Enter it (`with served: ...`) before anything else is awaited: it could be unloaded meanwhile.
 
         Args:
             name: a model, or None for the default one.
@@ -129,11 +167,23 @@ class Registry:
             NotReadyError: models are still being loaded.
         """
         chosen = name or await self._default_name()
+        trial = self.trials.get(chosen)
+        if trial and version is None:
+            return trial.choose()
         number = self._production.get(chosen) if version is None else version
-        if number is not None and (chosen, number) in self._served:
-            return self._served[chosen, number]
+        served = self._loader.find(chosen, number)
+        if served:
+            return served
         self._check_started()
-        return await self._open(chosen, version)
+        if number is None:
+            await self.follow(chosen)
+            number = self._production[chosen]
+        return await self._loader.load(chosen, number)
+
+    def trial(self, served: Served) -> Trial | None:
+        """The trial that a version takes part in."""
+        trial = self.trials.get(served.name)
+        return trial if trial and served in {trial.production, trial.candidate} else None
 
     async def names(self) -> list[str]:
         """Names of the models on disk, sorted."""
@@ -145,9 +195,9 @@ class Registry:
         Raises:
             UnknownModelError: there is no such model.
         """
-        await asyncio.to_thread(self._check_name, name)
-        failure = self._failures.get((name, None))
-        error = failure.reason if failure else None
+        await asyncio.to_thread(catalog.check_model, self._models, name)
+        error = self._defects.get(name)
+        trial = self.trials.get(name)
         try:
             aliases = await asyncio.to_thread(artifact.read_aliases, self._models, name)
         except ArtifactError as broken:
@@ -158,7 +208,8 @@ class Registry:
             versions=tuple(await asyncio.to_thread(artifact.versions, self._models, name)),
             aliases=aliases,
             serving=self._production.get(name),
-            loaded=tuple(sorted(number for model, number in self._served if model == name)),
+            trial=trial.record if trial else None,
+            loaded=self._loader.versions(name),
             error=error,
         )
 
@@ -169,7 +220,7 @@ class Registry:
             UnknownModelError: there is no such model or version.
             ModelUnavailableError: the manifest cannot be read.
         """
-        await asyncio.to_thread(self._resolve, name, version)
+        await asyncio.to_thread(catalog.check_version, self._models, name, version)
         try:
             return await asyncio.to_thread(artifact.read_manifest, artifact.folder(self._models, name, version))
         except ArtifactError as error:
@@ -177,10 +228,8 @@ class Registry:
 
     async def close(self) -> None:
         """Load nothing more, answer what waits, and let go of the engines."""
-        self._closed = True
-        async with self._lock:
-            await asyncio.gather(*(served.batcher.close() for served in self._served.values()))
-        self._executor.shutdown()
+        await self.trials.close()
+        await self._loader.close()
 
     async def _default_name(self) -> str:
         if self._default:
@@ -188,7 +237,7 @@ class Registry:
         if not self._names:
             self._names = await self.names()
         if not self._names:
-            raise UnknownModelError(self._no_models())
+            raise UnknownModelError(catalog.no_models(self._models))
         return PREFERRED if PREFERRED in self._names else self._names[0]
 
     def _check_started(self) -> None:
@@ -196,82 +245,38 @@ class Registry:
             reason = self._defect or "The models are being loaded. Send the request again in a second."
             raise NotReadyError(reason, 1)
 
-    async def _try_production(self, name: str) -> None:
+    async def _load_production(self, name: str) -> int:
+        """The version in production on disk, loaded if it does not answer already."""
         try:
-            await self._open(name, None)
-        except ModelUnavailableError:
-            pass  # logged where it was found, and given to everybody who asks for the model
-        except UnknownModelError as error:
-            log.warning("%s", error)
-
-    async def _open(self, name: str, version: int | None) -> Served:
-        self._refuse_known_failure(name, version)
-        try:
-            number = await asyncio.to_thread(self._resolve, name, version)
-            async with self._lock:
-                self._refuse_known_failure(name, version)
-                if (name, number) not in self._served:
-                    self._served[name, number] = await self._load(name, number)
-        except ArtifactError as error:
-            self._failures[name, version] = _Failure(str(error), time.monotonic() + self._retry_seconds)
-            log.error("Model %s cannot be loaded: %s", name, error)  # noqa: TRY400 (the reason is the message)
+            version = await asyncio.to_thread(catalog.production, self._models, name)
+            if version != self._production.get(name):
+                await self._loader.load(name, version)
+        except UnknownModelError:
+            self._defects.pop(name, None)
+            raise
+        except (ArtifactError, ModelUnavailableError) as error:
+            if self._defects.get(name) != str(error):
+                log.error("The version of %s in production cannot be used: %s", name, error)  # noqa: TRY400
+            self._defects[name] = str(error)
+            if isinstance(error, ModelUnavailableError):
+                raise
             raise ModelUnavailableError(str(error), math.ceil(self._retry_seconds)) from error
-        self._failures.pop((name, version), None)
-        if version is None:
-            self._production[name] = number
-        return self._served[name, number]
-
-    def _refuse_known_failure(self, name: str, version: int | None) -> None:
-        failure = self._failures.get((name, version))
-        if failure and (left := failure.until - time.monotonic()) > 0:
-            raise ModelUnavailableError(failure.reason, math.ceil(left))
-
-    async def _load(self, name: str, version: int) -> Served:
-        if self._closed:
-            raise ClosingError("The service is shutting down. Send the request again.", 1)
-        manifest, engine = await asyncio.to_thread(self._read, name, version)
-        batcher = Batcher(engine, self._max_batch, self._executor)
-        log.info("Loaded %s version %d on %s", name, version, self._device)
-        return Served(name, version, manifest, batcher)
-
-    def _read(self, name: str, version: int) -> tuple[Manifest, Engine]:
-        path = artifact.folder(self._models, name, version)
-        manifest = artifact.verify(path)
-        engine = TorchScriptEngine(path / artifact.SCRIPT, manifest.input_size, len(manifest.classes), self._device)
-        engine.load()
-        engine.warm_up(self._max_batch)
-        return manifest, engine
-
-    def _resolve(self, name: str, version: int | None) -> int:
-        """The number of an existing version; None asks for the one in production."""
-        self._check_name(name)
-        there = artifact.versions(self._models, name)
-        known = ", ".join(map(str, there)) or "none"
-        if version is None:
-            production = artifact.read_aliases(self._models, name).production
-            if production is None:
-                raise UnknownModelError(
-                    f"No version of the model {name!r} is in production. Ask for one with version=. Versions: {known}."
-                )
-            if production not in there:
-                raise ArtifactError(
-                    f"Version {production} of {name} is in production and is not there. Restore its folder, or put "
-                    f"another version into production. Versions: {known}."
-                )
-            return production
-        if version not in there:
-            raise UnknownModelError(f"The model {name!r} has no version {version}. Versions: {known}.")
+        self._defects.pop(name, None)
         return version
 
-    def _check_name(self, name: str) -> None:
-        there = artifact.names(self._models)
-        if not there:
-            raise UnknownModelError(self._no_models())
-        if name not in there:
-            raise UnknownModelError(f"There is no model {name!r}. Models: {', '.join(there)}.")
+    def _changed(self) -> list[str]:
+        """Names of the models that are new, whose files were replaced, or that could not be loaded."""
+        self._names = artifact.names(self._models)
+        # Stamped before they are read: what is replaced meanwhile is noticed the next time.
+        files = (artifact.ALIASES, canary.FILE)
+        stamps = {name: tuple(_stamp(self._models / name / file) for file in files) for name in self._names}
+        known, self._stamps = self._stamps, stamps
+        return [name for name in stamps if name in self._defects or name not in known or known[name] != stamps[name]]
 
-    def _no_models(self) -> str:
-        return (
-            f"There is no model in the folder {self._models}. Make one with `python -m training train`, "
-            "or set APP_MODELS_DIR to a folder that has some, then restart the service."
-        )
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino

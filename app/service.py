@@ -29,3 +29,13 @@ async def _service(request: Request) -> Service:
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
+
+
+async def _actor(request: Request) -> str:
+    """Who sends a request, as the audit log names them: the address, and which of the API keys, by its place."""
+    address = request.client.host if request.client else "unknown address"
+    key = request.scope.get("api_key")
+    return f"{address} with API key {key}" if key else address
+
+
+ActorDep = Annotated[str, Depends(_actor)]

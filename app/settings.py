@@ -18,7 +18,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     workers: int = Field(1, ge=1, description="Number of server processes that share the port.")
     models_dir: Path = Field(Path("models"), description="Folder of the models.")
-    data_dir: Path = Field(Path("data"), description="Folder for what the service itself writes: uploads and jobs.")
+    data_dir: Path = Field(
+        Path("data"), description="Folder for what the service writes: uploads, jobs, the audit log."
+    )
     database_url: SecretStr | None = Field(
         None,
         description="Database of the jobs, postgresql://USER:PASSWORD@HOST/NAME; unset: SQLite in the data folder.",
@@ -47,6 +49,12 @@ class Settings(BaseSettings):
     max_dataset_files: int = Field(200_000, ge=1, description="Most files in an archive for fine-tuning.")
     keep_datasets_mb: float = Field(
         20_000, ge=0, description="Archives of ended fine-tunes beyond this many MB are deleted, oldest first."
+    )
+    max_memory_mb: float | None = Field(
+        None,
+        gt=0,
+        description="Memory of one process, in MB, above which it unloads the models that were not asked for longest; "
+        "unset: half of the machine's, shared by the processes.",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),

@@ -233,12 +233,20 @@ def write_aliases(models: Path, name: str, aliases: Aliases) -> None:
     Raises:
         ArtifactError: the disk is full or cannot be written.
     """
-    path = models / name / ALIASES
+    replace_file(models / name / ALIASES, aliases.model_dump_json(indent=1) + "\n")
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a small file in one step: a crash leaves the old text or the new one.
+
+    Raises:
+        ArtifactError: the disk is full or cannot be written.
+    """
     try:
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
         try:
             with os.fdopen(handle, "w") as file:
-                file.write(aliases.model_dump_json(indent=1) + "\n")
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             Path(partial).chmod(0o644)

@@ -1,6 +1,8 @@
 """What the machine gives: processors, device, number format, memory allocator. Only this module sets them."""
 
+import contextlib
 import ctypes
+import gc
 import logging
 import math
 import os
@@ -98,6 +100,30 @@ def memory_errors(advice: str) -> Iterator[None]:
         if not known and "DefaultCPUAllocator" not in str(error):
             raise
         raise TrainingError(f"Memory ran out. {advice} The last good checkpoint is kept.") from error
+
+
+def return_freed_memory() -> None:
+    """Hand freed memory back to the kernel, which glibc otherwise keeps. Elsewhere than on glibc nothing is done."""
+    gc.collect()
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes() -> int:
+    """Memory that this process takes now, in bytes; 0 where the kernel has no /proc to tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that this process may take: the machine's, cut by the cgroup's limit (v2 or v1)."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
+            limits.append(int((cgroup / file).read_text()))
+    return min(limits)
 
 
 def choose_device(name: str) -> torch.device:

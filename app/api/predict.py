@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -10,10 +11,12 @@ from pydantic import BaseModel, Field
 
 from app.api.disconnect import unless_gone
 from app.errors import Problem, RetryableError, documented, problem
-from app.registry import Served
+from app.loader import Served
 from app.service import Service, ServiceDep
 from app.serving.engine import Probabilities
 from app.serving.upload import FIELD, Upload, read_uploads
+from app.telemetry import Timing, prediction_of
+from app.trial import Trial
 from training.picture import MEDIA_TYPES
 
 router = APIRouter(tags=["predict"])
@@ -92,26 +95,32 @@ async def predict(
     JPEG, PNG, WebP, GIF (its first frame) and BMP are read. In a batch, a picture that cannot be read costs only its
     own entry, which carries `error` instead of `label`; alone, it is the answer's status.
     """
-    with service.admission.enter() as ticket:
-        served = await service.registry.get(model, version)
+    with service.admission.enter() as ticket, await service.registry.get(model, version) as served:
         uploads = await read_uploads(request, service.settings.max_files)
         ticket.grow(len(uploads))
-        rows = await unless_gone(request.receive, _classify_all(service, served, uploads))
+        trial = service.registry.trial(served) if version is None else None
+        timings = prediction_of(request.scope).begin(served.name, served.version, len(uploads))
+        rows = await unless_gone(request.receive, _classify_all(service, served, trial, uploads, timings))
     entries = [_entry(served, upload, row, top_k) for upload, row in zip(uploads, rows, strict=True)]
     return Predictions(model=served.name, version=served.version, predictions=entries)
 
 
 async def _classify_all(
-    service: Service, served: Served, uploads: Sequence[Upload]
+    service: Service, served: Served, trial: Trial | None, uploads: Sequence[Upload], timings: Sequence[Timing]
 ) -> Sequence[Probabilities | BaseException]:
     return await asyncio.gather(
-        *(_classify(service, served, upload) for upload in uploads), return_exceptions=len(uploads) > 1
+        *(_classify(service, served, trial, *picture) for picture in zip(uploads, timings, strict=True)),
+        return_exceptions=len(uploads) > 1,
     )
 
 
-async def _classify(service: Service, served: Served, upload: Upload) -> Probabilities:
-    pixels = await service.decoder.decode(upload.data, served.manifest.input_size)
-    return await served.batcher.predict(pixels)
+async def _classify(
+    service: Service, served: Served, trial: Trial | None, upload: Upload, timing: Timing
+) -> Probabilities:
+    pixels = await service.decoder.decode(upload.data, served.manifest.input_size, timing)
+    if trial:
+        return await trial.predict(served, pixels, timing, partial(service.decoder.decode, upload.data))
+    return await served.batcher.predict(pixels, timing)
 
 
 def _entry(served: Served, upload: Upload, outcome: Probabilities | BaseException, top_k: int) -> Prediction | Failure:

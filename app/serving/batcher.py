@@ -3,15 +3,20 @@
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 
 from app.errors import ClosingError, InferenceError, ServiceError
 from app.serving.engine import Engine, Pixels, Probabilities
+from app.telemetry import Timing
 
 log = logging.getLogger(__name__)
+
+Observer = Callable[[int, float], None]
 
 _CLOSED = "This model is being shut down or unloaded. Send the request again."
 
@@ -20,6 +25,8 @@ _CLOSED = "This model is being shut down or unloaded. Send the request again."
 class _Request:
     pixels: Pixels
     answer: asyncio.Future[Probabilities]
+    timing: Timing
+    arrived: float  # of time.perf_counter()
 
 
 class Batcher:
@@ -33,20 +40,28 @@ class Batcher:
         engine: loaded and warmed up.
         max_batch: most pictures in a batch.
         executor: where the engine runs; its threads are what limits how many batches are computed at a time.
+        observe: called with the pictures and the seconds of every batch that was computed.
     """
 
-    def __init__(self, engine: Engine, max_batch: int, executor: Executor) -> None:
+    def __init__(self, engine: Engine, max_batch: int, executor: Executor, observe: Observer = lambda *_: None) -> None:
         self._engine = engine
         self._max_batch = max_batch
         self._executor = executor
+        self._observe = observe
         self._waiting: deque[_Request] = deque()
         self._changed = asyncio.Event()
+        self._computing = False
         self._closing = False
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run())
 
-    async def predict(self, pixels: Pixels) -> Probabilities:
-        """Probabilities float32 [classes] of one picture uint8 [3, size, size].
+    @property
+    def busy(self) -> bool:
+        """Whether pictures are being computed, or wait for it."""
+        return self._computing or bool(self._waiting)
+
+    async def predict(self, pixels: Pixels, timing: Timing | None = None) -> Probabilities:
+        """Probabilities float32 [classes] of one picture uint8 [3, size, size]; how long it took goes into `timing`.
 
         Raises:
             InferenceError: the engine fails on this picture.
@@ -54,7 +69,7 @@ class Batcher:
         """
         if self._closing:
             raise ClosingError(_CLOSED, 1)
-        request = _Request(pixels, self._loop.create_future())
+        request = _Request(pixels, self._loop.create_future(), timing or Timing(), perf_counter())
         self._waiting.append(request)
         self._changed.set()
         return await request.answer
@@ -73,7 +88,9 @@ class Batcher:
                     self._changed.clear()
                     await self._changed.wait()
                 unanswered = self._take()
+                self._computing = True
                 await self._compute(unanswered)
+                self._computing = False
         finally:  # answers nobody unless this task is cancelled or a defect ends it
             self._closing = True
             for request in (*unanswered, *self._waiting):
@@ -95,9 +112,7 @@ class Batcher:
             if not part:
                 continue
             try:
-                rows = await self._loop.run_in_executor(
-                    self._executor, self._predict, [request.pixels for request in part]
-                )
+                rows = await self._loop.run_in_executor(self._executor, self._predict, part)
             except Exception as error:
                 if len(part) == 1:
                     log.exception("The engine fails on one picture")
@@ -110,10 +125,15 @@ class Batcher:
                 for request, row in zip(part, rows, strict=True):
                     _settle(request, row)
 
-    def _predict(self, pictures: list[Pixels]) -> Probabilities:
-        rows = self._engine.predict(np.stack(pictures))
-        if len(rows) != len(pictures):
-            raise ValueError(f"the engine answered {len(pictures)} pictures with {len(rows)} rows")
+    def _predict(self, batch: list[_Request]) -> Probabilities:
+        started = perf_counter()
+        rows = self._engine.predict(np.stack([request.pixels for request in batch]))
+        took = perf_counter() - started
+        if len(rows) != len(batch):
+            raise ValueError(f"the engine answered {len(batch)} pictures with {len(rows)} rows")
+        for request in batch:
+            request.timing.batch_wait, request.timing.inference = started - request.arrived, took
+        self._observe(len(batch), took)
         return rows
 
 

@@ -15,7 +15,13 @@ Probabilities = NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """Computes batches, one at a time, from whichever thread calls it."""
+    """Computes batches, one at a time, from whichever thread calls it.
+
+    Attributes:
+        name: what kind of engine it is, for people.
+    """
+
+    name: str
 
     def load(self) -> None:
         """Read the network into memory.
@@ -44,6 +50,8 @@ class TorchScriptEngine:
         classes: number of classes it answers with.
         device: where it runs.
     """
+
+    name = "torchscript"
 
     def __init__(self, path: Path, size: int, classes: int, device: torch.device) -> None:
         self._path = path

@@ -20,6 +20,8 @@ class FakeEngine:
         entered: released once for every batch that has arrived at the gate.
     """
 
+    name = "fake"
+
     def __init__(self, poison: Collection[int] = ()) -> None:
         self.poison = frozenset(poison)
         self.batches: list[list[int]] = []

@@ -2,8 +2,10 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 
 from app.serving.engine import Pixels
+from app.telemetry import Timing
 from training import machine, picture
 
 
@@ -20,15 +22,23 @@ class Decoder:
         # One picture a thread: this also bounds the memory that decoded pictures take.
         self._threads = ThreadPoolExecutor(max(1, machine.processors() // processes), "decode")
 
-    async def decode(self, data: bytes, size: int) -> Pixels:
-        """Pixels uint8 [3, size, size], RGB, of an encoded picture.
+    async def decode(self, data: bytes, size: int, timing: Timing | None = None) -> Pixels:
+        """Pixels uint8 [3, size, size], RGB, of an encoded picture; how long it took goes into `timing`.
 
         Raises:
             training.errors.ImageError: one of its kinds, see `training.picture.decode`.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, picture.decode, data, size, self._max_pixels)
+        return await loop.run_in_executor(self._threads, self._decode, data, size, timing or Timing(), perf_counter())
 
     def close(self) -> None:
         """Let go of the threads; pictures that still wait are not decoded."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _decode(self, data: bytes, size: int, timing: Timing, asked: float) -> Pixels:
+        started = perf_counter()
+        timing.queue = started - asked
+        try:
+            return picture.decode(data, size, self._max_pixels)
+        finally:
+            timing.decode = perf_counter() - started

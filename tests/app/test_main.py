@@ -31,6 +31,11 @@ def test_answers_are_documented(document: dict[str, Any]) -> None:
     assert problem.rpartition("/")[2] in document["components"]["schemas"]
 
 
+def test_json_body_is_documented(document: dict[str, Any]) -> None:
+    content = document["paths"]["/models/{name}/promote"]["post"]["requestBody"]["content"]
+    assert content["application/json"]["schema"]["required"] == ["version"]
+
+
 def test_page(client: httpx.Client) -> None:
     answer = client.get("/docs")
     assert answer.status_code == 200

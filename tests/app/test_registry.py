@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.errors import ModelUnavailableError, NotReadyError, UnknownModelError
+from app.errors import ModelUnavailableError, NotReadyError, UnknownModelError, UnusableVersionError
 from app.registry import Registry
 from tests.app import artifacts
 from tests.app.pictures import png
@@ -26,7 +26,7 @@ def drive(
     """Run a scenario with a registry that has loaded its models."""
 
     async def run() -> None:
-        registry = Registry(models, default, 4, torch.device("cpu"), retry_seconds)
+        registry = Registry(models, default, 4, torch.device("cpu"), retry_seconds=retry_seconds)
         try:
             if load:
                 await registry.load_all()
@@ -210,7 +210,7 @@ def test_model_that_came_later_serves_without_a_restart(tmp_path: Path) -> None:
     drive(tmp_path, scenario)
 
 
-def test_production_stays_until_told_otherwise(tmp_path: Path) -> None:
+def test_production_stays_until_it_is_looked_at(tmp_path: Path) -> None:
     artifacts.write(tmp_path, "pets", seed=1)
 
     async def scenario(registry: Registry) -> None:
@@ -219,5 +219,54 @@ def test_production_stays_until_told_otherwise(tmp_path: Path) -> None:
         info = await registry.describe("pets")
         assert (info.serving, info.aliases.production) == (1, 2)
         assert (await registry.get("pets", None)).version == 1
+
+    drive(tmp_path, scenario)
+
+
+def test_refresh_follows_what_is_promoted(tmp_path: Path) -> None:
+    artifacts.write(tmp_path, "pets", seed=1)
+
+    async def scenario(registry: Registry) -> None:
+        for seed in (2, 3):
+            artifacts.write(tmp_path, "pets", seed, promote=False)
+        for version, loaded in ((2, (1, 2)), (3, (2, 3)), (2, (2, 3))):
+            artifact.write_aliases(tmp_path, "pets", Aliases(production=version, history=(version,)))
+            await registry.refresh()
+            info = await registry.describe("pets")
+            # The one before stays for a quick way back; older ones go.
+            assert (info.serving, info.loaded) == (version, loaded)
+            assert (await registry.get("pets", None)).version == version
+
+    drive(tmp_path, scenario)
+
+
+def test_refresh_loads_models_that_came_later(tmp_path: Path) -> None:
+    async def scenario(registry: Registry) -> None:
+        artifacts.write(tmp_path, "pets", seed=1)
+        await registry.refresh()
+        assert (await registry.describe("pets")).loaded == (1,)
+
+    drive(tmp_path, scenario)
+
+
+def test_broken_version_does_not_take_over(tmp_path: Path) -> None:
+    artifacts.write(tmp_path, "pets", seed=1)
+
+    async def scenario(registry: Registry) -> None:
+        folder = artifacts.write(tmp_path, "pets", seed=2)
+        whole = (folder / artifact.SCRIPT).read_bytes()
+        artifacts.change_a_byte(folder / artifact.SCRIPT)
+        await registry.refresh()
+        info = await registry.describe("pets")
+        assert (info.serving, info.aliases.production) == (1, 2)
+        assert "model.ts was changed" in str(info.error)
+        assert (await registry.get("pets", None)).version == 1
+        with pytest.raises(UnusableVersionError, match=r"model.ts was changed"):
+            await registry.prepare("pets", 2)
+        (folder / artifact.SCRIPT).write_bytes(whole)
+        await registry.prepare("pets", 2)  # however short a time ago it was broken
+        await registry.refresh()
+        assert (await registry.describe("pets")).error is None
+        assert (await registry.get("pets", None)).version == 2
 
     drive(tmp_path, scenario)

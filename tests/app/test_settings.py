@@ -21,6 +21,7 @@ def test_defaults() -> None:
     assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8000, 1)
     assert (settings.models_dir, settings.device, settings.default_model) == (Path("models"), "auto", None)
     assert (settings.max_upload_bytes, settings.max_files, settings.max_pixels) == (20_000_000, 256, 50_000_000)
+    assert (settings.data_dir, settings.max_memory_mb) == (Path("data"), None)
     assert settings.api_keys == ()
 
 
@@ -57,6 +58,7 @@ def test_keys_are_split_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("APP_DATABASE_URL", "mysql://localhost/refit"),
         ("APP_FINETUNE_WORKERS", "-1"),
         ("APP_MAX_DATASET_MB", "0"),
+        ("APP_MAX_MEMORY_MB", "0"),
         ("APP_API_KEYS", "alpha,,beta"),
         ("APP_API_KEYS", " "),
         ("APP_MAX_INFLIGHT", "100"),  # below the default of APP_MAX_FILES

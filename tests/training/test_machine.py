@@ -113,3 +113,39 @@ def test_description_names_the_processor_and_no_host() -> None:
     found = machine.describe(CPU)
     assert re.fullmatch(rf"{machine.processors()} x \S.*", found)
     assert platform.node() not in found
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"memory.max": "max\n"}, None),
+        ({"memory.max": "500000000\n"}, 500_000_000),
+        ({"memory/memory.limit_in_bytes": "600000000\n"}, 600_000_000),
+        ({"memory/memory.limit_in_bytes": f"{2**63 - 4096}\n"}, None),
+    ],
+)
+def test_memory_is_cut_by_the_cgroup(tmp_path: Path, files: dict[str, str], expected: int | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    physical = machine.memory_bytes(tmp_path / "nowhere")
+    assert machine.memory_bytes(tmp_path) == (expected or physical)
+
+
+@needs_glibc
+def test_freed_memory_is_returned() -> None:
+    # Small blocks, some of which stay: the heap cannot simply shrink from its end.
+    code = """
+from training import machine
+blocks = [bytes([number % 256]) * 4000 for number in range(50_000)]
+kept = blocks[::1000]
+full = machine.resident_bytes()
+blocks.clear()
+freed = machine.resident_bytes()
+machine.return_freed_memory()
+print(full - freed, full - machine.resident_bytes())
+"""
+    by_itself, returned = map(int, run(code).split())
+    assert by_itself < 50e6
+    assert returned > 150e6
