@@ -141,7 +141,7 @@ class Trials:
         self._data_dir = data_dir
         self._loader = loader
         self._trials: dict[str, Trial] = {}
-        self._lost: set[str] = set()  # trials that are over here, even if that could not be written
+        self._lost: dict[str, str] = {}  # why trials are over here, even if that could not be written
 
     def get(self, name: str) -> Trial | None:
         """The trial of a model."""
@@ -187,6 +187,8 @@ class Trials:
         trial = self._trials.get(name)
         if trial and trial.record.id == record.id:
             return record, await self._total(name, trial)
+        if not record.ended:
+            record = record.model_copy(update={"reason": self._lost.get(record.id)})
         return record, await asyncio.to_thread(comparison.gather, canary.counts(self._data_dir, name, record))
 
     async def close(self) -> None:
@@ -215,7 +217,7 @@ class Trials:
 
     async def _lose(self, name: str, record: Canary, reason: str) -> None:
         log.warning("The trial of %s version %d ends: it %s", name, record.version, reason)
-        self._lost.add(record.id)
+        self._lost[record.id] = reason
         trial = self._trials.get(name)
         if trial and trial.record.id == record.id:
             await self._end(name, trial)  # first of all: the file may be slow, or the disk full

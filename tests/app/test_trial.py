@@ -20,7 +20,7 @@ from training import artifact
 from training.artifact import Aliases
 
 BRIGHT = encode(Image.new("RGB", (32, 32), (250, 255, 240)))
-OTHER, FRAGILE, SLOW, DAMAGED = 2, 3, 4, 5
+OTHER, FRAGILE, SLOW, DAMAGED, SAME = 2, 3, 4, 5, 6
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     artifacts.write(folder, "pets", FRAGILE, promote=False, wrap=artifacts.Fragile)
     artifacts.write(folder, "pets", SLOW, promote=False, architecture="resnet18", width=64)
     artifacts.change_a_byte(artifacts.write(folder, "pets", DAMAGED, promote=False) / artifact.SCRIPT)
+    artifacts.write(folder, "pets", 1, promote=False)
     return folder
 
 
@@ -70,22 +71,19 @@ def report(client: httpx.Client) -> dict[str, Any]:
     return dict(client.get("/models/pets/canary").json())
 
 
-def test_share_and_agreement(client: httpx.Client, models: Path) -> None:
-    rows = [direct(models / "pets" / str(version), *PICTURES).argmax(1) for version in (1, OTHER)]
-    same = [picture for picture, one, two in zip(PICTURES, *rows, strict=True) if one == two]
-    different = [picture for picture, one, two in zip(PICTURES, *rows, strict=True) if one != two]
-    assert same
-    assert different
-    for pictures, agreement in ((same, 1), (different, 0)):
-        assert start(client, OTHER, percent=25)["running"]
-        versions = [ask(client, pictures[number % len(pictures)])["version"] for number in range(100)]
-        assert versions.count(OTHER) == 25
-        assert max(len(run) for run in "".join(map(str, versions)).split(str(OTHER))) == 3  # evenly spread
-        found = report(client)
-        assert (found["production"]["pictures"], found["candidate"]["pictures"]) == (75, 25)
-        assert found["production"]["mean_ms"] > 0
-        assert found["compared"] > 0
-        assert found["agreement"] == agreement
+@pytest.mark.parametrize(("version", "agreement"), [(SAME, 1), (OTHER, 0)])
+def test_share_and_agreement(client: httpx.Client, models: Path, version: int, agreement: int) -> None:
+    labels = [direct(models / "pets" / str(number), *PICTURES).argmax(1) for number in (1, version)]
+    chosen = (labels[0] == labels[1]) == bool(agreement)
+    pictures = [picture for picture, taken in zip(PICTURES, chosen, strict=True) if taken]
+    assert start(client, version, percent=25)["running"]
+    versions = [ask(client, pictures[number % len(pictures)])["version"] for number in range(100)]
+    assert versions == [1, 1, 1, version] * 25
+    found = report(client)
+    assert (found["production"]["pictures"], found["candidate"]["pictures"]) == (75, 25)
+    assert found["production"]["mean_ms"] > 0
+    assert found["compared"] > 0
+    assert found["agreement"] == agreement
 
 
 def test_named_version_takes_no_part(client: httpx.Client) -> None:
@@ -135,12 +133,14 @@ def test_candidate_that_fails_is_ended_in_every_process(models: Path, tmp_path: 
         httpx.Client(base_url=server.url, timeout=LONG, limits=limits) as client,
     ):
         start(client, FRAGILE, percent=50)
+        while sum("is on trial" in line for line in server.log) < 2:
+            assert client.get("/healthz").status_code == 200
         statuses: list[int] = []
         while client.get("/models/pets").json()["trial"] or not statuses:
             statuses += [client.post("/predict", files={"file": BRIGHT}).status_code for _ in range(4)]
         assert set(statuses) == {200, 500}
         while sum("has ended" in line for line in server.log) < 2:
-            client.get("/healthz")
+            assert client.get("/healthz").status_code == 200
         assert {ask(client, BRIGHT)["version"] for _ in range(30)} == {1}
         found = report(client)
         assert not found["running"]
