@@ -18,9 +18,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     workers: int = Field(1, ge=1, description="Number of server processes that share the port.")
     models_dir: Path = Field(Path("models"), description="Folder of the models.")
-    data_dir: Path = Field(
-        Path("data"), description="Folder for what the service writes: uploads, jobs, the audit log."
-    )
+    data_dir: Path = Field(Path("data"), description="Folder for what the service writes: uploads, jobs, audit log.")
     database_url: SecretStr | None = Field(
         None,
         description="Database of the jobs, postgresql://USER:PASSWORD@HOST/NAME; unset: SQLite in the data folder.",
