@@ -5,7 +5,7 @@ import itertools
 import logging
 import os
 import signal
-import threading
+import time
 from pathlib import Path
 from secrets import token_hex
 
@@ -36,13 +36,13 @@ class Worker:
         self._settings = settings
         self._workers = settings.data_dir / "workers"
         self._id = token_hex(8)
-        self._stopped = threading.Event()
         self._unrecorded: set[str] = set()
 
     def run(self) -> None:
         """Work until SIGTERM or Ctrl-C; a job that is running then goes on from its last epoch after the next start."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stopped.set())
+            # No tidy end: the training process ends with this one, and its job must not be recorded as failed.
+            signal.signal(number, lambda *_: os._exit(0))
         self._workers.mkdir(parents=True, exist_ok=True)
         hidden = self._workers / f".{self._id}"
         with hidden.open("w") as own:
@@ -55,11 +55,7 @@ class Worker:
                 self._check_recorded()
                 if look % _LOOKS_A_PRUNE == 0:
                     self._prune()
-                if self._stopped.wait(_LOOK_SECONDS):
-                    break
-            # No tidy end: the training process ends with this one, and its job must not be recorded as failed.
-            logging.shutdown()
-            os._exit(0)
+                time.sleep(_LOOK_SECONDS)
 
     def _launch(self) -> None:
         DBOS(
@@ -107,7 +103,6 @@ class Worker:
         # Seen twice, or it may be a job that begins or ends just now.
         if lost := unrecorded & self._unrecorded:
             log.error("What came of the jobs %s cannot be stored; this worker ends", ", ".join(sorted(lost)))
-            logging.shutdown()
             os._exit(1)
         self._unrecorded = unrecorded
 
