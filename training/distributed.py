@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from training.errors import InputError
@@ -42,9 +42,7 @@ class Group:
         """The mean over all processes."""
         if self.size == 1:
             return values
-        total = values.clone()
-        dist.all_reduce(total)
-        return total / self.size
+        return _added(values) / self.size
 
     def wait(self) -> None:
         """Go on when every process has come this far."""
@@ -103,6 +101,24 @@ def group_of(device: torch.device) -> Iterator[Group]:
         dist.destroy_process_group()
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, which passes gradients back to every one of them."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        return _added(values)
+
+    @staticmethod
+    def backward(_: Any, gradients: Tensor) -> Tensor:  # type: ignore[override]  # one input, one gradient
+        return _added(gradients)
+
+
+def _added(values: Tensor) -> Tensor:
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
 class SharedBatchNorm(nn.BatchNorm2d):
     """Batch norm over the batches of all processes, all of one size; `nn.SyncBatchNorm` takes no CPU tensors."""
 
@@ -117,7 +133,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         size = dist.get_world_size()
         values = x.float()
         moments = torch.stack([values.mean((0, 2, 3)), values.square().mean((0, 2, 3))])
-        mean, square = all_reduce(moments) / size
+        mean, square = _Sum.apply(moments) / size
         variance = (square - mean.square()).clamp(min=0)
         self._follow(mean.detach(), variance.detach(), size * x.numel() // x.shape[1])
         scale = self.weight * (variance + self.eps).rsqrt()
