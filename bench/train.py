@@ -46,11 +46,11 @@ def main() -> None:
     chosen = asked.recipes or RECIPES[asked.device]
     started = time.perf_counter()
     sizes = {recipe.load(name, asked.set).network.input_size for name in chosen}
-    hashes = {data.load(asked.data, size).sha256 for size in sizes}
+    (digest,) = {data.load(asked.data, size).sha256 for size in sizes}  # of the source, whatever the size
     _say(f"decoding the data: {time.perf_counter() - started:.1f} s\n\n{HEADER}")
     for name in chosen:
         outcomes = [_train(name, seed, asked, ends) for seed in range(asked.seeds)]
-        _say(_row(name, outcomes, describe(choose_device(asked.device)), hashes.copy().pop()[:12]))
+        _say(_row(name, outcomes, describe(choose_device(asked.device)), digest[:12]))
 
 
 def _arguments() -> argparse.Namespace:
