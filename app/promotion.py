@@ -37,8 +37,7 @@ def promote(models: Path, data_dir: Path, name: str, version: int, actor: str) -
         if aliases.production == version:
             return aliases
         catalog.verify(models, name, version)
-        after = Aliases(production=version, history=(*aliases.history, version))
-        return _change(models, data_dir, name, actor, "promote", aliases, after)
+        return _change(models, data_dir, name, actor, "promote", aliases, (*aliases.history, version))
 
 
 def rollback(models: Path, data_dir: Path, name: str, actor: str) -> Aliases:
@@ -50,8 +49,7 @@ def rollback(models: Path, data_dir: Path, name: str, actor: str) -> Aliases:
     with catalog.exclusive(models, name):
         aliases, history = _read(models, name)
         catalog.verify(models, name, history[-1])
-        after = Aliases(production=history[-1], history=history)
-        return _change(models, data_dir, name, actor, "rollback", aliases, after)
+        return _change(models, data_dir, name, actor, "rollback", aliases, history)
 
 
 def earlier(models: Path, name: str) -> int:
@@ -88,19 +86,20 @@ def _read_or_forget(models: Path, name: str) -> Aliases:
 
 
 def _change(
-    models: Path, data_dir: Path, name: str, actor: str, action: str, aliases: Aliases, after: Aliases
+    models: Path, data_dir: Path, name: str, actor: str, action: str, aliases: Aliases, history: tuple[int, ...]
 ) -> Aliases:
+    version = history[-1]
     # Logged first: a change may be logged and not made, which the next line shows, but never made and not logged.
-    audit.append(data_dir, actor, action, name, aliases.production, after.production)
+    audit.append(data_dir, actor, action, name, aliases.production, version)
+    after = Aliases(production=version, history=history)
     try:
         artifact.write_aliases(models, name, after)
     except ArtifactError as error:
         audit.append(data_dir, actor, f"{action} failed", name, aliases.production, aliases.production)
         raise StorageError(f"{models / name / artifact.ALIASES} cannot be written, so nothing was changed.") from error
+    log.info("%s: version %s in place of %s, by %s", name, version, aliases.production, actor)
     try:
-        reason = f"version {after.production} was put into production"
-        canary.end(models, data_dir, name, actor, reason, after.production)
+        canary.end(models, data_dir, name, actor, f"version {version} was put into production", version)
     except StorageError as error:  # its base is in production no more, so that it does not run anyway
         log.warning("%s", error)
-    log.info("%s: version %s in place of %s, by %s", name, after.production, aliases.production, actor)
     return after

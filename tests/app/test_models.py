@@ -103,8 +103,10 @@ def test_body_above_the_limit(client: httpx.Client, chunked: bool) -> None:
 def test_audit_log_names_the_key_and_does_not_show_it(tmp_path: Path) -> None:
     write(tmp_path / "models", "pets", seed=1)
     write(tmp_path / "models", "pets", seed=2, promote=False)
-    settings = {"data_dir": tmp_path / "data", "api_keys": "first-key, second-key"}
-    with serve(tmp_path / "models", **settings) as server, httpx.Client(base_url=server.url) as client:
+    with (
+        serve(tmp_path / "models", data_dir=tmp_path / "data", api_keys="first-key, second-key") as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
         answer = client.post("/models/pets/promote", json={"version": 2}, headers={"X-API-Key": "second-key"})
         assert answer.status_code == 200
         assert client.post("/models/pets/rollback").status_code == 401
