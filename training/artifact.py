@@ -17,6 +17,7 @@ from training.errors import ArtifactError, InputError
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 SCRIPT = "model.ts"
+NEIGHBOURS = "neighbours.safetensors"
 ALIASES = "aliases.json"
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 
@@ -47,9 +48,10 @@ class Manifest(_Record):
     """Everything that is known of one version.
 
     A picture is resized (bilinear, antialiased, not cropped) to a square of `input_size` pixels, scaled to 0..1 and
-    normalised by `mean` and `std`; `temperature` divides the logits. The script does all but the resizing.
+    normalised by `mean` and `std`; `temperature` divides the logits, or together with `temperature_certain` gives each
+    picture a temperature of its own, see `training.calibration`. The script does all but the resizing.
     `training_seconds` counts the epochs with their validation. `parent` is the `name@version` that a version was
-    fine-tuned from, and `finetune` says how.
+    made from, and `finetune` says how it was fine-tuned.
     """
 
     schema_version: Literal[1] = 1
@@ -66,6 +68,7 @@ class Manifest(_Record):
     mean: Channels
     std: Channels
     temperature: PositiveFloat
+    temperature_certain: PositiveFloat | None = None
     metrics: dict[str, Any]
     data: DataRecord
     recipe: dict[str, Any]

@@ -4,17 +4,17 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from training import artifact, distributed, recipe, run
+from training import artifact, distributed, pruning, recipe, report, run
 from training import crossvalidate as cross_validation
 from training.artifact import Manifest
 from training.errors import InputError, TrainingError
@@ -22,7 +22,7 @@ from training.finetune import FinetuneJob
 from training.finetune import finetune as run_finetune
 from training.loop import Sink
 from training.machine import keep_freed_memory, set_threads
-from training.progress import Bar, JsonLines, clock
+from training.progress import Bar, JsonLines, TensorBoard, clock
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Train, fine-tune, evaluate and list image classifiers."
@@ -50,7 +50,7 @@ Models = Annotated[Path, typer.Option(help="Folder that holds the models.")]
 
 
 @app.command()
-def train(
+def train(  # noqa: PLR0913, PLR0917  each is an option
     recipe_name: Annotated[str, typer.Option("--recipe", help="A recipe's name, or the path of a .toml file.")],
     data: Data,
     name: Annotated[str, typer.Option(help="Name of the model; the run becomes its next version.")],
@@ -59,12 +59,18 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run of this name.")] = False,
     device: Device = Device.AUTO,
     seed: int = 0,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Time a few steps, say how long it would take.")] = False,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's curves.")] = None,
 ) -> None:
     """Train a model and write it as the next version."""
     _prepare()
     chosen = recipe.load(recipe_name, set_ or ())
     job = run.Job(chosen, data, name, models, seed, device.value, _command())
-    manifest = _followed(models, name, chosen.epochs, lambda sinks: run.train(job, sinks, resume))
+    if estimate:
+        typer.echo(f"About {clock(run.estimate(job))} for {chosen.epochs} epochs, from a few timed steps.")
+        return
+    curves = [TensorBoard(tensorboard)] if tensorboard else []
+    manifest = _followed(models, name, chosen.epochs, lambda sinks: run.train(job, [*sinks, *curves], resume))
     _conclude(models, manifest, f"trained in {clock(manifest.training_seconds)}.")
 
 
@@ -127,11 +133,20 @@ def evaluate(
     data: Data,
     split: SplitName = SplitName.TEST,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Score noisy, blurred, pale pictures too.")
+    ] = False,
+    ood: Annotated[
+        str | None, typer.Option(help="A source of pictures of other things: how well are they told apart?")
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option("--report", help="Folder to draw the figures into.")] = None,
     models: Models = Path("models"),
 ) -> None:
     """Score a model on a data source, through the file that is served."""
     _prepare()
-    figures = run.score(models, model, data, split.value)
+    figures = run.score(models, model, data, split.value, corruptions=corruptions, unknown=ood)
+    if pictures:
+        report.write_pictures(figures, list(figures["per_class"]), pictures)
     if as_json:
         typer.echo(json.dumps(figures, indent=1))
         return
@@ -149,6 +164,30 @@ def evaluate(
         highlight=False,
         soft_wrap=True,
     )
+    if corruptions:
+        console.print(_corruption_table(figures["corruptions"]))
+    if ood:
+        scores = ", ".join(f"{score} {value:.3f}" for score, value in figures["novelty"]["auroc"].items())
+        unknown = f"{figures['novelty']['unknown']:,} pictures of other things"
+        console.print(f"AUROC against {unknown}: {scores}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Option(help="NAME for the version in production, or NAME@VERSION.")],
+    data: Data,
+    keep: Annotated[float, typer.Option(help="Share of the channels that is left.")] = 0.7,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 8,
+    models: Models = Path("models"),
+    device: Device = Device.AUTO,
+) -> None:
+    """Take the weakest filters out of a model, fine-tune what is left, and write it as the next version."""
+    _prepare()
+    task = pruning.Pruning(model, data, models, keep, epochs, device.value, _command())
+    with Bar(epochs) as bar:
+        manifest = pruning.prune(task, [bar])
+    size = manifest.files[artifact.WEIGHTS].size / 1e6
+    _conclude(models, manifest, f"pruned from {manifest.parent} to weights of {size:.2f} MB.")
 
 
 @app.command()
@@ -228,6 +267,14 @@ def recipes() -> None:
         found = recipe.load(name)
         table.add_row(name, found.description, found.reached)
     Console().print(table)
+
+
+def _corruption_table(found: Mapping[str, Any]) -> Table:
+    title = f"accuracy of {found['count']:,} pictures by strength; clean {found['clean']:.1%}, mean {found['mean']:.1%}"
+    table = Table("corruption", "1", "2", "3", "4", "5", title=title)
+    for name, row in found["accuracy"].items():
+        table.add_row(name.replace("_", " "), *(f"{share:.1%}" for share in row))
+    return table
 
 
 def main() -> None:

@@ -7,17 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from training.calibration import Calibration
 from training.errors import ArtifactError
 from training.normalisation import Normalisation
 
+Script = torch.jit.ScriptModule  # an exported file in memory; `preprocess`, `network` and `calibration` are its parts
 
-class Served(nn.Module):
-    """A network with preprocessing and calibration inside: uint8 [N, 3, H, W] RGB to float32 logits [N, classes]."""
 
-    def __init__(self, network: nn.Module, normalise: Normalisation, temperature: float) -> None:
+class Preprocess(nn.Module):
+    """Pictures uint8 [N, 3, H, W] RGB to a network's input, float32."""
+
+    def __init__(self, normalise: Normalisation) -> None:
         super().__init__()
-        self.network = network
-        self.temperature = temperature
         # Scaling to 0..1 and normalising are one multiplication and one addition.
         std = torch.tensor(normalise.std).view(1, 3, 1, 1)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
@@ -26,8 +27,23 @@ class Served(nn.Module):
         self.shift: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images.float() * self.scale + self.shift)
-        return logits / self.temperature
+        return images.float() * self.scale + self.shift
+
+
+class Served(nn.Module):
+    """A network with preprocessing and calibration inside: uint8 [N, 3, H, W] RGB to float32 logits [N, classes].
+
+    The parts keep their names in the exported file, so that each can be run alone.
+    """
+
+    def __init__(self, network: nn.Module, normalise: Normalisation, calibration: Calibration) -> None:
+        super().__init__()
+        self.preprocess = Preprocess(normalise)
+        self.network = network
+        self.calibration = calibration
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.calibration(self.network(self.preprocess(images)))  # type: ignore[no-any-return]
 
 
 def save_script(served: Served, size: int, path: Path) -> None:
@@ -44,7 +60,7 @@ def save_script(served: Served, size: int, path: Path) -> None:
     path.write_bytes(whole.getvalue())
 
 
-def load_script(path: Path, device: torch.device) -> torch.jit.ScriptModule:
+def load_script(path: Path, device: torch.device) -> Script:
     """Load what `save_script` wrote. Verify the artifact first: TorchScript is a program.
 
     Raises:

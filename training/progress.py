@@ -9,6 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from training.errors import InputError
 from training.loop import Epoch, Step
 
 
@@ -56,6 +57,38 @@ class Bar:
             soft_wrap=True,
         )
         self._progress.update(self._task, epochs=epoch.epochs)
+
+
+class TensorBoard:
+    """Loss, accuracy and time after every epoch as TensorBoard's event files.
+
+    A resumed run replaces the curves of the interrupted one.
+
+    Raises:
+        InputError: the package tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  an extra
+        except ImportError as error:
+            raise InputError(f"TensorBoard is missing ({error}). Install it: pip install tensorboard.") from error
+        self._writer = SummaryWriter(str(folder), purge_step=0)
+
+    def step(self, step: Step) -> None:
+        """Steps are not kept."""
+
+    def epoch(self, epoch: Epoch) -> None:
+        for name, value in (
+            ("loss/training", epoch.loss),
+            ("loss/validation", epoch.val_loss),
+            ("accuracy/training", epoch.accuracy),
+            ("accuracy/validation", epoch.val_accuracy),
+            ("macro F1/validation", epoch.val_macro_f1),
+            ("seconds", epoch.seconds),
+        ):
+            self._writer.add_scalar(name, value, epoch.epoch)
+        self._writer.flush()
 
 
 class JsonLines:

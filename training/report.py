@@ -1,7 +1,8 @@
 """What a person looks at: curves, the confusion matrix, and the model card."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -74,6 +75,46 @@ def _finetune_rows(manifest: Manifest) -> str:
     return rows
 
 
+def write_reliability(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draw the accuracy of each bin of confidence, from `evaluate.reliability`; calibrated is on the diagonal."""
+    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    total = sum(row["count"] for row in rows)
+    axes.plot((0, 1), (0, 1), color="grey", linewidth=1)
+    axes.bar([row["confidence"] for row in rows], [row["count"] / total for row in rows], width=0.03, alpha=0.3)
+    axes.plot([row["confidence"] for row in rows], [row["accuracy"] for row in rows], marker="o")
+    axes.set(xlabel="confidence", ylabel="accuracy; bars: share of the pictures", xlim=(0, 1), ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def write_corruptions(found: Mapping[str, Any], path: Path) -> None:
+    """Draw the accuracy under each corruption, a bar for each strength, from `corruption.accuracies`."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    rows = found["accuracy"]
+    for strength in range(5):
+        places = [index + 0.16 * (strength - 2) for index in range(len(rows))]
+        heights = [100 * row[strength] for row in rows.values()]
+        axes.bar(places, heights, width=0.14, color=f"C{strength}", label=f"strength {strength + 1}")
+    axes.axhline(100 * found["clean"], color="grey", linewidth=1, label="clean")
+    axes.set_xticks(range(len(rows)), [name.replace("_", "\n") for name in rows])
+    axes.set(ylabel="accuracy in %", ylim=(0, 100))
+    axes.legend(ncols=6, fontsize=8, loc="lower center")
+    figure.savefig(path, dpi=110)
+
+
+def write_pictures(figures: Mapping[str, Any], classes: Sequence[str], folder: Path) -> None:
+    """Draw what `run.score` found: confusion, reliability and, where measured, corruptions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_confusion(figures["confusion"], classes, folder / "confusion.png")
+    write_reliability(figures["reliability"], folder / "reliability.png")
+    if "corruptions" in figures:
+        write_corruptions(figures["corruptions"], folder / "corruptions.png")
+
+
 def write_card(manifest: Manifest, path: Path) -> None:
     """Write the model card (Mitchell et al. 2019, arXiv:1810.03993) as Markdown."""
     test = manifest.metrics["test"]
@@ -89,10 +130,10 @@ def write_card(manifest: Manifest, path: Path) -> None:
     )
     size = manifest.input_size
     accuracy = f"{test['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"
-    calibration = (
-        f"{test['calibration_error']:.2%} with temperature {manifest.temperature:.3f}, "
-        f"{test['calibration_error_before']:.2%} without"
-    )
+    temperature = f"temperature {manifest.temperature:.3f}"
+    if manifest.temperature_certain not in {None, manifest.temperature}:
+        temperature += f" (undecided) to {manifest.temperature_certain:.3f} (certain)"
+    calibration = f"{test['calibration_error']:.2%} with {temperature}, {test['calibration_error_before']:.2%} without"
     training = (
         f"{manifest.recipe['epochs']} epochs in {clock(manifest.training_seconds)} on {manifest.machine}, "
         f"{manifest.precision}"
@@ -126,6 +167,7 @@ Each class on the test split:
 
 ![curves](curves.png)
 ![confusion](confusion.png)
+![reliability](reliability.png)
 
 The answer is always one of these classes, also for a picture of something else: look at the probability. The figures
 hold for pictures like those it was trained on.

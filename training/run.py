@@ -15,16 +15,19 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from training import artifact, data, evaluate, export, loop, pretrained, replay, report, resnet
+from training import artifact, corruption, data, evaluate, export, loop, pretrained, replay, report, resnet
 from training.adversarial import robust_accuracy, strong
 from training.artifact import Aliases, DataRecord, Manifest
+from training.calibration import Calibration
 from training.checkpoint import Checkpoint
 from training.distillation import Teacher
 from training.distributed import ALONE, Group, group_of
 from training.errors import ArtifactError, InputError
+from training.estimate import run_seconds
 from training.loop import Epoch, Sink
 from training.machine import choose_device, describe, memory_errors, tune_for_training
 from training.normalisation import Normalisation
+from training.novelty import Neighbours, auroc, features
 from training.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -81,10 +84,8 @@ def train(job: Job, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifes
     device = choose_device(job.device)
     tune_for_training(device)
     with _memory_errors(job.recipe), group_of(device) as group:
-        dataset = data.load(job.source, job.recipe.network.input_size)
-        parts = data.partition(dataset, job.recipe.validation, job.seed)
-        recipe = _fitted(job.recipe, len(parts.train), group)
-        job = replace(job, recipe=recipe)
+        job, dataset, parts = prepare(job, group)
+        recipe = job.recipe
         run = {
             "recipe": recipe.model_dump(mode="json", exclude={"description", "reached"}),
             "data": dataset.sha256,
@@ -196,6 +197,30 @@ def restore(folder: Path, manifest: Manifest) -> nn.Module:
     return network.eval()
 
 
+def estimate(job: Job) -> float:
+    """Seconds that training would take here, from a few steps of it; nothing is written.
+
+    Raises:
+        InputError: the arguments or the data are wrong.
+    """
+    device = choose_device(job.device)
+    tune_for_training(device)
+    job, dataset, parts = prepare(job)
+    network, normalise = _start(job.recipe, parts, dataset.classes, job.seed)
+    return run_seconds(network, parts, job.recipe, device=device, normalise=normalise)
+
+
+def prepare(job: Job, group: Group = ALONE) -> tuple[Job, data.Dataset, data.Partition]:
+    """Read a job's data, and fit its recipe to how many there are.
+
+    Raises:
+        InputError: the data are wrong.
+    """
+    dataset = data.load(job.source, job.recipe.network.input_size)
+    parts = data.partition(dataset, job.recipe.validation, job.seed)
+    return replace(job, recipe=_fitted(job.recipe, len(parts.train), group)), dataset, parts
+
+
 def write(
     job: Job,
     dataset: data.Dataset,
@@ -222,16 +247,17 @@ def write(
     network.eval()
     cpu = torch.device("cpu")
     held_out = evaluate.logits(network, normalise, parts.validation.images, cpu)
-    temperature = evaluate.fit_temperature(held_out, parts.validation.labels)
+    calibration = Calibration.fit(held_out, parts.validation.labels)
     with artifact.new_version(job.models, job.name) as folder:
         (folder / artifact.WEIGHTS).write_bytes(save(weights))
+        Neighbours.of(network, normalise, parts.train.images).write(folder / artifact.NEIGHBOURS)
         export.save_script(
-            export.Served(network, normalise, temperature),
+            export.Served(network, normalise, calibration),
             recipe.network.input_size,
             folder / artifact.SCRIPT,
         )
         script = export.load_script(folder / artifact.SCRIPT, cpu)
-        check_agreement(script, parts.validation.images, held_out / temperature)
+        check_agreement(script, parts.validation.images, calibration(held_out))
         manifest = Manifest(
             name=job.name,
             version=artifact.next_version(job.models, job.name),
@@ -243,8 +269,9 @@ def write(
             input_size=recipe.network.input_size,
             mean=normalise.mean,
             std=normalise.std,
-            temperature=temperature,
-            metrics=_metrics(script, parts, dataset.classes, temperature)
+            temperature=calibration.undecided,
+            temperature_certain=calibration.certain,
+            metrics=_metrics(script, parts, dataset.classes)
             | _robustness(network, normalise, parts, recipe)
             | dict(origin.metrics),
             data=DataRecord(
@@ -279,6 +306,7 @@ def _write_report(folder: Path, manifest: Manifest, history: Sequence[Epoch]) ->
     pictures.mkdir()
     report.write_curves(history, pictures / "curves.png")
     report.write_confusion(manifest.metrics["test"]["confusion"], manifest.classes, pictures / "confusion.png")
+    report.write_reliability(manifest.metrics["test"]["reliability"], pictures / "reliability.png")
     report.write_card(manifest, pictures / "card.md")
     manifest = manifest.model_copy(update={"files": artifact.record_files(folder)})
     artifact.write_manifest(folder, manifest)
@@ -318,14 +346,12 @@ def check_agreement(script: Callable[[Tensor], Tensor], images: Tensor, expected
         )
 
 
-def _metrics(
-    script: Callable[[Tensor], Tensor], parts: data.Partition, classes: Sequence[str], temperature: float
-) -> dict[str, Any]:
+def _metrics(script: export.Script, parts: data.Partition, classes: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, split in (("validation", parts.validation), ("test", parts.test)):
-        out = evaluate.logits(script, lambda batch: batch, split.images, torch.device("cpu"))
-        found[name] = evaluate.metrics(out, split.labels, classes) | {
-            "calibration_error_before": evaluate.calibration_error(out * temperature, split.labels)
+        uncalibrated = evaluate.logits(script.network, script.preprocess, split.images, torch.device("cpu"))
+        found[name] = evaluate.metrics(script.calibration(uncalibrated), split.labels, classes) | {
+            "calibration_error_before": evaluate.calibration_error(uncalibrated, split.labels)
         }
     return found
 
@@ -339,7 +365,9 @@ def _robustness(network: nn.Module, normalise: Normalisation, parts: data.Partit
     return {"robustness": {"attack": asdict(attack), "accuracy": accuracy, "count": len(parts.test)}}
 
 
-def score(models: Path, model: str, source: str, split: str) -> dict[str, Any]:
+def score(
+    models: Path, model: str, source: str, split: str, *, corruptions: bool = False, unknown: str | None = None
+) -> dict[str, Any]:
     """Evaluate an artifact's exported file on a split of a source.
 
     A source that the model was trained on is split as it was then. Any other source without splits is scored whole.
@@ -347,9 +375,11 @@ def score(models: Path, model: str, source: str, split: str) -> dict[str, Any]:
     Args:
         model: `name`, meaning the version in production, or `name@version`.
         split: train, validation or test.
+        corruptions: whether to score corrupted pictures too, see `training.corruption`.
+        unknown: a source of pictures that are of none of the classes, to tell from those of the split.
 
     Returns:
-        The metrics, with `model`, `version`, `split` and `data_sha256`.
+        The metrics, with `model`, `version`, `split` and `data_sha256`; `corruptions` and `novelty` where asked for.
 
     Raises:
         InputError: no such model or split, or classes that the model does not know.
@@ -359,15 +389,43 @@ def score(models: Path, model: str, source: str, split: str) -> dict[str, Any]:
     folder = artifact.folder(models, name, version)
     manifest = artifact.verify(folder)
     dataset = data.load(source, manifest.input_size)
-    unknown = [label for label in dataset.classes if label not in manifest.classes]
-    if unknown:
-        raise InputError(f"{model} does not know the classes {unknown}; it knows {list(manifest.classes)}.")
+    strange = [label for label in dataset.classes if label not in manifest.classes]
+    if strange:
+        raise InputError(f"{model} does not know the classes {strange}; it knows {list(manifest.classes)}.")
     chosen = _choose_split(dataset, manifest, split)
     place = torch.tensor([manifest.classes.index(label) for label in dataset.classes])
     script = export.load_script(folder / artifact.SCRIPT, torch.device("cpu"))
     out = evaluate.logits(script, lambda batch: batch, chosen.images, torch.device("cpu"))
-    about = {"model": name, "version": version, "split": split, "data_sha256": dataset.sha256}
-    return about | evaluate.metrics(out, place[chosen.labels], manifest.classes)
+    labels = place[chosen.labels]
+    found: dict[str, Any] = {"model": name, "version": version, "split": split, "data_sha256": dataset.sha256}
+    found |= evaluate.metrics(out, labels, manifest.classes)
+    if corruptions:
+        found["corruptions"] = corruption.accuracies(script, chosen.images, labels)
+    if unknown is not None:
+        found["novelty"] = _novelty(folder, manifest, script, chosen.images, unknown)
+    return found
+
+
+def _novelty(folder: Path, manifest: Manifest, script: export.Script, known: Tensor, source: str) -> dict[str, Any]:
+    """How well two scores tell pictures of other things from the known ones: AUROC, 0.5 for a guess, 1 for always."""
+    strangers = data.load(source, manifest.input_size)
+    unknown = torch.cat([split.images for split in strangers.splits.values()])
+
+    def confidence(images: Tensor) -> Tensor:
+        out = evaluate.logits(script, lambda batch: batch, images, torch.device("cpu"))
+        return out.softmax(1).amax(1)
+
+    found = {"data_sha256": strangers.sha256, "known": len(known), "unknown": len(unknown)}
+    # The baseline of Hendrycks & Gimpel 2016, arXiv:1610.02136.
+    scores = {"max_probability": auroc(confidence(known), confidence(unknown))}
+    if artifact.NEIGHBOURS in manifest.files:
+        neighbours = Neighbours.read(folder / artifact.NEIGHBOURS)
+        network, normalise = restore(folder, manifest), Normalisation(manifest.mean, manifest.std)
+        near, far = (neighbours(features(network, normalise, images)) for images in (known, unknown))
+        scores["nearest_features"] = auroc(near, far)
+    else:
+        log.warning("this version carries no %s, so only its probabilities are judged", artifact.NEIGHBOURS)
+    return found | {"auroc": scores}
 
 
 def _choose_split(dataset: data.Dataset, manifest: Manifest, split: str) -> data.Split:

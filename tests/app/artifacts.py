@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from training import artifact, export, resnet
 from training.artifact import Aliases, DataRecord, Manifest
+from training.calibration import Calibration
 from training.normalisation import Normalisation
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -33,7 +34,7 @@ def write(
     with artifact.new_version(models, name) as folder:
         save_file(network.state_dict(), folder / artifact.WEIGHTS)
         # A low temperature: untrained networks are unsure, and answers that differ much are easier to tell apart.
-        served = export.Served(wrap(network), NORMALISATION, 0.1)
+        served = export.Served(wrap(network), NORMALISATION, Calibration(0.1))
         export.save_script(served, SIZE, folder / artifact.SCRIPT)
         artifact.write_manifest(folder, _manifest(name, version, seed, classes, folder, architecture, width))
     if promote:

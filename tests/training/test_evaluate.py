@@ -1,7 +1,5 @@
 """Figures against cases whose answer is known."""
 
-import math
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -32,24 +30,19 @@ def test_wilson_interval_of_nine_in_ten() -> None:
     assert evaluate.accuracy_interval(1.0, 10)[1] == pytest.approx(1.0)
 
 
-def test_temperature_undoes_a_known_scale() -> None:
-    generator = torch.Generator().manual_seed(0)
-    true = torch.randn(20_000, 5, generator=generator) * 2
-    labels = torch.multinomial(true.softmax(1), 1, generator=generator).squeeze(1)
-    temperature = evaluate.fit_temperature(true * 3, labels)
-    assert temperature == pytest.approx(3, rel=0.05)
-    assert evaluate.calibration_error(true * 3 / temperature, labels) < 0.02
-    assert evaluate.calibration_error(true * 3, labels) > 0.05
-
-
-def test_perfect_answers_still_give_a_finite_temperature() -> None:
-    out = F.one_hot(torch.arange(8) % 4).float()
-    assert math.isfinite(evaluate.fit_temperature(out, torch.arange(8) % 4))
-
-
 def test_macro_f1_is_of_the_classes_that_occur() -> None:
     labels = torch.tensor([0, 0, 2, 2])
     right = F.one_hot(torch.tensor([0, 0, 2, 1]), 3).float()
     assert evaluate.scores(right, labels).macro_f1 == pytest.approx((1 + 2 / 3) / 2)
     figures = evaluate.metrics(right, labels, ("a", "b", "c"))
     assert figures["macro_f1"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_calibration_error_is_the_distance_of_confidence_from_accuracy() -> None:
+    confidence = torch.tensor([0.9] * 10 + [0.6] * 10).double()
+    out = torch.stack([confidence.log(), (1 - confidence).log()], 1)
+    labels = torch.tensor([0] * 9 + [1] + [0] * 4 + [1] * 6)  # 9 of 10 at 0.9: right; 4 of 10 at 0.6: 0.2 too sure
+    assert evaluate.calibration_error(out, labels) == pytest.approx(0.1)
+    low, high = evaluate.reliability(out, labels)
+    assert low == {"confidence": pytest.approx(0.6), "accuracy": pytest.approx(0.4), "count": 10}
+    assert high == {"confidence": pytest.approx(0.9), "accuracy": pytest.approx(0.9), "count": 10}

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from tests.encoding import encode
 from tests.training.shapes import write_shapes
 from training import artifact, data, export, recipe, resnet, run
+from training.calibration import Calibration
 from training.errors import ArtifactError
 
 TINY = ("--recipe", "resnet20", "--set", "network.arguments={width=8}", "--set", "batch_size=16")
@@ -66,10 +71,12 @@ def test_a_run_writes_every_part_of_the_artifact(models: Path) -> None:
     assert set(manifest.files) == {
         "weights.safetensors",
         "model.ts",
+        "neighbours.safetensors",
         "replay.safetensors",
         "report/card.md",
         "report/curves.png",
         "report/confusion.png",
+        "report/reliability.png",
     }
     assert manifest.data.made_splits == ("test", "validation")
     assert manifest.metrics["test"]["count"] == manifest.data.counts["test"] == 24
@@ -88,7 +95,8 @@ def test_the_weights_alone_give_what_the_script_gives(models: Path, shapes: Path
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (manifest.mean, manifest.std))
     script = export.load_script(folder / artifact.SCRIPT, torch.device("cpu"))
     with torch.inference_mode():
-        expected = network((images / 255 - mean) / std) / manifest.temperature
+        calibration = Calibration(manifest.temperature, manifest.temperature_certain)
+        expected = calibration(network((images / 255 - mean) / std))
         torch.testing.assert_close(script(images), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -102,6 +110,34 @@ def test_evaluate_prints_the_manifest_figures(models: Path, shapes: Path) -> Non
     assert figures["version"] == 1
     table = training("evaluate", "--model", "shapes@1", "--data", shapes, "--models", models)
     assert f"accuracy {recorded['accuracy']:.2%}" in table.stdout
+
+
+def test_evaluate_judges_corrupted_and_unknown_pictures_and_draws_what_it_found(
+    models: Path, shapes: Path, tmp_path: Path
+) -> None:
+    noise = tmp_path / "noise"
+    for number in range(40):
+        path = noise / f"kind{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(Image.effect_noise((32, 32), 120)))
+    options = ("--corruptions", "--ood", noise, "--report", tmp_path / "report")
+    arguments = ("evaluate", "--model", "shapes", "--data", shapes, "--models", models, *options)
+    done = training(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["corruptions"]["clean"] == figures["accuracy"]
+    assert len(figures["corruptions"]["accuracy"]["gaussian_noise"]) == 5
+    assert figures["novelty"]["known"] == figures["count"]
+    assert figures["novelty"]["unknown"] == 40
+    assert figures["novelty"]["auroc"]["nearest_features"] > 0.9
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "confusion.png",
+        "reliability.png",
+        "corruptions.png",
+    }
+    table = training(*arguments).stdout
+    assert "gaussian noise" in table
+    assert "AUROC against 40 pictures of other things: max_probability" in table
 
 
 def test_one_seed_gives_the_same_losses_and_weights(tmp_path: Path, shapes: Path) -> None:
@@ -266,3 +302,31 @@ def test_recipes_are_listed_with_what_they_reached() -> None:
     for name in recipe.names():
         assert name in done.stdout
         assert recipe.load(name).reached[:20] in done.stdout
+
+
+def test_prune_writes_a_smaller_version_that_names_its_parent(models: Path, shapes: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(models, tmp_path / "models"))
+    arguments = ("prune", "--model", "shapes@1", "--data", shapes, "--models", copied, "--device", "cpu")
+    done = training(*arguments, "--keep", "0.5", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    wide, pruned = (artifact.verify(artifact.folder(copied, "shapes", number)) for number in (1, 2))
+    assert pruned.parent == "shapes@1"
+    assert pruned.arguments == {**wide.arguments, "width": 4}
+    assert pruned.data == wide.data
+    assert pruned.files[artifact.WEIGHTS].size < wide.files[artifact.WEIGHTS].size / 2
+    assert artifact.read_aliases(copied, "shapes").production == 1
+    assert "pruned from shapes@1 to weights of" in done.stdout
+
+
+def test_prune_refuses_a_share_that_leaves_nothing_or_all(models: Path, shapes: Path) -> None:
+    done = training("prune", "--model", "shapes", "--data", shapes, "--models", models, "--keep", "1.5")
+    assert done.returncode == 2
+    assert "above 0 and below 1" in done.stderr
+
+
+def test_an_estimate_writes_nothing(shapes: Path, tmp_path: Path) -> None:
+    arguments = ("train", *FAST, "--set", "epochs=6", "--data", shapes, "--name", "shapes", "--models", tmp_path)
+    done = training(*arguments, "--estimate")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"About \d+:\d\d for 6 epochs, from a few timed steps\.\n", done.stdout)
+    assert not list(tmp_path.iterdir())
