@@ -8,8 +8,9 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +20,16 @@ from training.errors import InputError, TrainingError
 
 log = logging.getLogger(__name__)
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # names of mallopt(3), from glibc's malloc.h
+# Names of mallopt(3), from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -3, -4, -8
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How one serving process divides its processors: threads that compute a batch, threads that decode pictures."""
+
+    engine: int
+    decode: int
 
 
 def processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -70,6 +80,21 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def divide(processes: int = 1) -> Shares:
+    """Divide this process's share of the processors among engine and decoding, size torch's pool, and log why.
+
+    Both get all of it: an engine computes at most one batch at a time and decoding waits while nothing was uploaded,
+    so a fixed division would leave processors idle. The event loop needs little and comes first in the kernel's
+    queue because it sleeps most of the time.
+
+    Args:
+        processes: how many serving processes share the processors.
+    """
+    threads = set_threads(processes)
+    log.info("%d threads compute, %d threads decode pictures", threads, threads)
+    return Shares(engine=threads, decode=threads)
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep what is freed instead of handing it back to the kernel after every training step.
 
@@ -77,12 +102,25 @@ def keep_freed_memory() -> None:
     and unmaps them, and the page faults cost up to 40 % of the time of a step on a CPU. Elsewhere than on
     glibc nothing is changed.
     """
+    _tell_malloc({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 64 << 20})
+
+
+def reuse_freed_memory() -> None:
+    """Tell glibc to reuse what a request frees, up to 32 MB of it, and to keep few separate heaps.
+
+    Uploads and decoded pictures are buffers of megabytes that come and go with every request; by default each of them
+    is mapped and unmapped, at one page fault for every 4 kB. More than two heaps would hold freed memory that the
+    others lack. Larger blocks, such as the weights of a model, still go back to the kernel when they are freed.
+    """
+    _tell_malloc({_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 32 << 20, _M_ARENA_MAX: 2})
+
+
+def _tell_malloc(options: Mapping[int, int]) -> None:
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, -1)
-    libc.mallopt(_M_TOP_PAD, 64 << 20)
+    for name, value in options.items():
+        libc.mallopt(name, value)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from training import artifact, corruption, data, evaluate, export, loop, pretrained, replay, report, resnet
+from training import artifact, corruption, data, evaluate, export, loop, pretrained, probe, replay, report, resnet
 from training.adversarial import robust_accuracy, strong
 from training.artifact import Aliases, DataRecord, Manifest
 from training.calibration import Calibration
@@ -258,6 +258,7 @@ def write(
         )
         script = export.load_script(folder / artifact.SCRIPT, cpu)
         check_agreement(script, parts.validation.images, calibration(held_out))
+        probe.write(folder / probe.PROBE, _probe(script, parts.train.images))
         manifest = Manifest(
             name=job.name,
             version=artifact.next_version(job.models, job.name),
@@ -311,6 +312,12 @@ def _write_report(folder: Path, manifest: Manifest, history: Sequence[Epoch]) ->
     manifest = manifest.model_copy(update={"files": artifact.record_files(folder)})
     artifact.write_manifest(folder, manifest)
     return manifest
+
+
+def _probe(script: Callable[[Tensor], Tensor], images: Tensor) -> probe.Probe:
+    chosen = images[torch.from_numpy(probe.choose(len(images)))].contiguous()
+    out = evaluate.logits(script, lambda batch: batch, chosen, torch.device("cpu"))
+    return probe.Probe(chosen.numpy(), out.softmax(1).numpy())
 
 
 def stored(network: nn.Module, format_: str) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from tests.encoding import encode
 from tests.training.sources import draw
 from training.errors import CorruptImageError, ImageError, ImageTooLargeError, UnsupportedImageError
-from training.picture import FORMATS, decode, open_picture
+from training.picture import FORMATS, decode, open_picture, open_scaled, render
 
 LOSSLESS: tuple[tuple[str, dict[str, bool]], ...] = (("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True}))
 
@@ -74,6 +74,22 @@ def test_exif_orientation_is_applied(orientation: int, format_: str) -> None:
     data = encode(draw(5), format_, exif=exif)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert np.array_equal(decode(data, 32), pixels(upright))
+
+
+@pytest.mark.parametrize(("side", "scaled"), [(127, 127), (128, 64), (255, 128), (256, 64), (512, 64), (2048, 256)])
+def test_large_jpeg_is_decoded_at_a_fraction_of_its_size(side: int, scaled: int) -> None:
+    image = draw(5).resize((side, side + 40), Image.Resampling.BICUBIC)
+    opened = open_scaled(encode(image, "JPEG", quality=95), 32)
+    assert opened.width == scaled
+    found = render(opened, 32)
+    expected = pixels(image.resize((32, 32), Image.Resampling.BILINEAR))
+    assert np.abs(found.astype(int) - expected).mean() < 2
+
+
+@pytest.mark.parametrize("format_", ["PNG", "BMP", "WEBP"])
+def test_other_formats_are_decoded_whole(format_: str) -> None:
+    image = draw(5).resize((512, 512))
+    assert open_scaled(encode(image, format_), 32).size == (512, 512)
 
 
 def test_sixth_orientation_is_a_quarter_turn_to_the_right() -> None:

@@ -73,6 +73,7 @@ def test_a_run_writes_every_part_of_the_artifact(models: Path) -> None:
         "model.ts",
         "neighbours.safetensors",
         "replay.safetensors",
+        "probe.safetensors",
         "report/card.md",
         "report/curves.png",
         "report/confusion.png",
