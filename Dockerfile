@@ -2,8 +2,8 @@
 FROM python:3.11-slim AS requirements
 WORKDIR /build
 COPY pyproject.toml ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-    > requirements.txt
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    print(*p['dependencies'], *p['optional-dependencies']['openvino'], sep='\n')" > requirements.txt
 
 
 FROM python:3.11-slim AS builder

@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # Only links and unpacked wheels matter inside .venv: the constraints pin the set that the tests passed with.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help install serve test bench-train lint format clean
+.PHONY: help install serve test bench bench-train lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -15,17 +15,20 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) --editable .
+	$(INSTALL) --editable '.[openvino]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) --editable '.[test,lint]'
+	$(INSTALL) --editable '.[openvino,test,lint]'
 	@touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed  ## create .venv with all that serving and training need
 
 serve: $(VENV)/.installed  ## serve the models in models/ on http://127.0.0.1:8000
 	@exec $(BIN)/python -m app serve
+
+bench: $(VENV)/.installed  ## measure the service beside its engine alone and a plain FastAPI server (needs wrk)
+	$(BIN)/python -m bench
 
 test: $(VENV)/.installed-dev  ## run the whole test suite
 	$(BIN)/python -m pytest

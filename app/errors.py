@@ -239,6 +239,19 @@ class QueueUnavailableError(RetryableError):
     title = "Jobs unavailable"
 
 
+class DeadlineError(RetryableError):
+    """The time that the client allowed for its request is over, or the answer cannot be there in time."""
+
+    status = 504
+    kind = "deadline-exceeded"
+    title = "Too late"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The answer would come later than X-Request-Timeout-Ms allows. Allow more or send it again.", 1
+        )
+
+
 class InferenceError(ServiceError):
     """The network failed on one picture."""
 

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import torch
-
 from app import catalog, telemetry
 from app.errors import ClosingError, ModelUnavailableError
 from app.serving.batcher import Batcher
-from app.serving.engine import Engine, TorchScriptEngine
+from app.serving.choice import Engines, Opened
 from training import artifact, machine
 from training.artifact import Manifest
 from training.errors import ArtifactError
@@ -78,18 +76,14 @@ class Loader:
 
     Args:
         models: the folder, `<name>/<version>/` below it.
-        max_batch: most pictures that are computed at once.
-        device: where the models run.
+        engines: opens the versions.
         max_memory: bytes of this process's memory above which versions are unloaded.
         retry_seconds: how long a version that could not be loaded is refused without another look at its files.
     """
 
-    def __init__(
-        self, models: Path, max_batch: int, device: torch.device, max_memory: float, retry_seconds: float
-    ) -> None:
+    def __init__(self, models: Path, engines: Engines, max_memory: float, retry_seconds: float) -> None:
         self._models = models
-        self._max_batch = max_batch
-        self._device = device
+        self._engines = engines
         self._max_memory = max_memory
         self._retry_seconds = retry_seconds
         self._served: dict[Key, Served] = {}
@@ -97,8 +91,8 @@ class Loader:
         self._lock = asyncio.Lock()
         self._unloading: set[asyncio.Task[None]] = set()
         self._closed = False
-        # One thread for all models: two batches at once would only take the processors from each other.
-        self._executor = ThreadPoolExecutor(1, "engine")
+        # The same threads for all models: batches beside them would only take the processors from each other.
+        self._executor = ThreadPoolExecutor(engines.instances, "engine")
 
     def find(self, name: str, version: int | None) -> Served | None:
         """The version if it is loaded."""
@@ -159,21 +153,19 @@ class Loader:
     async def _load(self, name: str, version: int) -> Served:
         if self._closed:
             raise ClosingError("The service is shutting down. Send the request again.", 1)
-        manifest, engine = await asyncio.to_thread(self._read, name, version)
-        batcher = Batcher(engine, self._max_batch, self._executor, telemetry.batch_observer(name))
-        served = self._served[name, version] = Served(manifest, engine.name, batcher)
-        telemetry.note_loaded(name, version, engine.name, loaded=True)
-        log.info("Loaded %s version %d on %s", name, version, self._device)
+        manifest, opened = await asyncio.to_thread(self._read, name, version)
+        observe = telemetry.batch_observer(name)
+        batcher = Batcher(opened.engine, opened.curve, self._executor, observe, self._engines.instances)
+        served = self._served[name, version] = Served(manifest, opened.kind, batcher)
+        telemetry.note_loaded(name, version, opened.kind, loaded=True)
+        log.info("Loaded %s version %d on %s", name, version, opened.kind)
         self._make_room()
         return served
 
-    def _read(self, name: str, version: int) -> tuple[Manifest, Engine]:
+    def _read(self, name: str, version: int) -> tuple[Manifest, Opened]:
         path = artifact.folder(self._models, name, version)
         manifest = artifact.verify(path)
-        engine = TorchScriptEngine(path / artifact.SCRIPT, manifest.input_size, len(manifest.classes), self._device)
-        engine.load()
-        engine.warm_up(self._max_batch)
-        return manifest, engine
+        return manifest, self._engines.open(path, manifest)
 
     def _make_room(self) -> None:
         """Begin to unload the version that was not used for longest, if this process takes too much memory."""

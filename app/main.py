@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -15,6 +16,7 @@ from app.middleware import ApiKey, BodyLimit, Limit
 from app.registry import Registry
 from app.service import Service
 from app.serving.admission import Admission
+from app.serving.choice import Engines
 from app.serving.image import Decoder
 from app.settings import Settings
 from app.telemetry import Telemetry
@@ -23,6 +25,7 @@ from training import machine
 log = logging.getLogger(__name__)
 
 _FOLLOW_SECONDS = 0.5
+_SWITCH_SECONDS = 0.0005
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -40,19 +43,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        machine.set_threads(settings.workers)
+        machine.reuse_freed_memory()
+        shares = machine.divide(settings.workers)
+        # The threads that compute and decode get Python's lock from the event loop after this long, not after 5 ms.
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        engines = Engines(settings.engine, device, shares.engine, settings.max_batch, settings.data_dir / "engines")
         service = Service(
             settings,
             Registry(
                 settings.models_dir,
                 settings.default_model,
-                settings.max_batch,
-                device,
+                engines,
                 _max_memory(settings),
                 data_dir=settings.data_dir,
             ),
-            Decoder(settings.max_pixels, settings.workers),
-            Admission(settings.max_inflight),
+            Decoder(settings.max_pixels, shares.decode, settings.max_decode_pixels),
+            Admission(settings.max_inflight, settings.max_inflight_bytes),
             JobQueue(settings),
         )
         app.state.service = service

@@ -6,13 +6,13 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
-import torch
 from pydantic import BaseModel, Field
 
 from app import canary, catalog
 from app.canary import Canary
 from app.errors import ModelUnavailableError, NotReadyError, UnknownModelError, UnusableVersionError
 from app.loader import Loader, Served
+from app.serving.choice import Engines
 from app.trial import Trial, Trials
 from training import artifact
 from training.artifact import Aliases, Manifest
@@ -48,8 +48,7 @@ class Registry:
     Args:
         models: the folder, `<name>/<version>/` below it.
         default: name of the model that answers when none is named; None is cifar10 if there, else the first by name.
-        max_batch: most pictures that are computed at once.
-        device: where the models run.
+        engines: opens the versions.
         max_memory: bytes of this process's memory above which the least recently used versions are unloaded.
         retry_seconds: how long a version that could not be loaded is refused without another look at its files.
         data_dir: folder of the audit log, and of what trials count.
@@ -62,8 +61,7 @@ class Registry:
         self,
         models: Path,
         default: str | None,
-        max_batch: int,
-        device: torch.device,
+        engines: Engines,
         max_memory: float = math.inf,
         retry_seconds: float = 10,
         data_dir: Path = Path("data"),
@@ -71,7 +69,7 @@ class Registry:
         self._models = models
         self._default = default
         self._retry_seconds = retry_seconds
-        self._loader = Loader(models, max_batch, device, max_memory, retry_seconds)
+        self._loader = Loader(models, engines, max_memory, retry_seconds)
         self.trials = Trials(models, data_dir, self._loader)
         self._names: list[str] = []
         self._production: dict[str, int] = {}

@@ -1,10 +1,12 @@
 """The service's settings: environment variables with the prefix `APP_`, and the file `.env`."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.serving.candidates import Kind
 
 
 class Settings(BaseSettings):
@@ -32,13 +34,22 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run: cpu, cuda, or auto for CUDA where there is one."
     )
+    engine: Literal["auto"] | Kind = Field(
+        "auto", description="What computes: auto for the fastest that answers as the model's file does, or one by name."
+    )
     default_model: str | None = Field(
         None,
         description="Model that answers when a request names none; unset: cifar10 if there, else the first by name.",
     )
     max_batch: int = Field(64, ge=1, description="Most pictures that the engine computes at once.")
     max_inflight: int = Field(
-        1024, ge=1, description="Most pictures in work at once in one process; beyond it requests get 429."
+        128, ge=1, description="Pictures in work in one process with which further requests get 429."
+    )
+    max_inflight_mb: float = Field(
+        512, gt=0, description="Request bodies in work in one process, in MB, with which further requests get 429."
+    )
+    max_decode_pixels: int = Field(
+        50_000_000, ge=1, description="Most pixels that are decoded at once in one process; larger pictures wait."
     )
     max_upload_mb: float = Field(20, gt=0, description="Largest request body, in MB (1,000,000 bytes).")
     max_files: int = Field(256, ge=1, description="Most files in one request.")
@@ -77,15 +88,6 @@ class Settings(BaseSettings):
             raise ValueError("has to begin with postgresql:// or sqlite:///")
         return value
 
-    @model_validator(mode="after")
-    def _batch_fits(self) -> Self:
-        if self.max_files > self.max_inflight:
-            raise ValueError(
-                f"max_files ({self.max_files}) is above max_inflight ({self.max_inflight}): the largest request could "
-                "never be taken. Set APP_MAX_FILES lower or APP_MAX_INFLIGHT higher."
-            )
-        return self
-
     @property
     def max_upload_bytes(self) -> int:
         """Largest request body, in bytes."""
@@ -95,3 +97,8 @@ class Settings(BaseSettings):
     def max_dataset_bytes(self) -> int:
         """Largest request body that carries an archive for fine-tuning, in bytes."""
         return int(self.max_dataset_mb * 1_000_000)
+
+    @property
+    def max_inflight_bytes(self) -> int:
+        """Request bodies in work, in bytes."""
+        return int(self.max_inflight_mb * 1_000_000)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -53,7 +54,12 @@ class Trial:
         return self.candidate
 
     async def predict(
-        self, served: Served, pixels: Pixels, timing: Timing, decode: Callable[[int], Awaitable[Pixels]]
+        self,
+        served: Served,
+        pixels: Pixels,
+        timing: Timing,
+        decode: Callable[[int], Awaitable[Pixels]],
+        deadline: float = math.inf,
     ) -> Probabilities:
         """Answer a picture as `Batcher.predict` does, count it, and have a copy of it answered by the other version.
 
@@ -64,13 +70,14 @@ class Trial:
             pixels: uint8 [3, size, size], RGB.
             timing: where the time went.
             decode: gives the picture in another size.
+            deadline: time of the event loop's clock after which the answer is worth nothing.
 
         Raises:
             InferenceError: the version that answers fails on this picture.
             ClosingError: the service is shutting down.
         """
         try:
-            row = await served.batcher.predict(pixels, timing)
+            row = await served.batcher.predict(pixels, timing, deadline)
         except InferenceError:
             self._count(served, None)
             raise

@@ -27,7 +27,7 @@ from training.split import duplicate_clusters, held_out, repeating
 
 log = logging.getLogger(__name__)
 
-_CACHE_VERSION = 2  # part of the cache key: raise it whenever decoding or clustering changes
+_CACHE_VERSION = 3  # part of the cache key: raise it whenever decoding or clustering changes
 _DECODED_AT_ONCE = 256
 _BYTES_AT_ONCE = 64 << 20  # of encoded pictures, so that large photos do not fill the memory
 _SURVEYED = 1000  # pictures whose size is looked at

@@ -1,34 +1,50 @@
-"""Clients that hang up: what was being done for them is given up."""
+"""Clients that hang up, and deadlines that pass: what was being done for them is given up."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-T = TypeVar("T")
+from app.errors import DeadlineError
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Give the result of `work`, or cancel it as soon as the client has hung up.
+@asynccontextmanager
+async def while_wanted(receive: Receive, deadline: float = math.inf) -> AsyncIterator[None]:
+    """Cancel what the block does as soon as nobody wants it any more.
 
     Args:
         receive: of a request whose body has been read to its end.
+        deadline: time of the event loop's clock.
 
     Raises:
         ClientDisconnect: the client has hung up.
+        DeadlineError: the deadline has passed.
     """
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_disconnected(receive))
+    loop = asyncio.get_running_loop()
+    gone = False
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
+        async with asyncio.timeout_at(None if deadline == math.inf else deadline) as scope:
+
+            def leave(task: asyncio.Task[None]) -> None:
+                nonlocal gone
+                if not task.cancelled():
+                    gone = True
+                    scope.reschedule(loop.time())
+
+            leaving = loop.create_task(_disconnected(receive))
+            leaving.add_done_callback(leave)
+            try:
+                yield
+            finally:
+                leaving.remove_done_callback(leave)
+                leaving.cancel()
+    except TimeoutError:
+        if gone:
+            raise ClientDisconnect from None
+        raise DeadlineError from None
 
 
 async def _disconnected(receive: Receive) -> None:

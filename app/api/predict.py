@@ -1,25 +1,56 @@
 """Classification: pictures in, classes and their probabilities out."""
 
 import asyncio
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
+from urllib.parse import parse_qsl
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, Field
+import orjson
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field, ValidationError
 
-from app.api.disconnect import unless_gone
+from app.api.disconnect import while_wanted
 from app.errors import Problem, RetryableError, documented, problem
 from app.loader import Served
-from app.service import Service, ServiceDep
+from app.service import Service
 from app.serving.engine import Probabilities
 from app.serving.upload import FIELD, Upload, read_uploads
 from app.telemetry import Timing, prediction_of
 from app.trial import Trial
 from training.picture import MEDIA_TYPES
 
-router = APIRouter(tags=["predict"])
+_DEADLINE = "X-Request-Timeout-Ms"
+
+
+class Asked(BaseModel):
+    """What a request says beside its pictures."""
+
+    model: str | None = Field(None, description="Name of the model; the default one if left out.")
+    version: int | None = Field(None, description="Version; the one in production if left out.")
+    top_k: int = Field(5, ge=1, description="How many classes to name for each picture.")
+
+
+class _Route(APIRoute):
+    """A route whose endpoint takes the request and reads it itself; its parameters only describe it in OpenAPI.
+
+    Dependencies, validation of the answer and its serialisation by FastAPI take longer than all else that is done for
+    a small picture beside the network itself.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        async def handle(request: Request) -> Response:
+            return await _predict(request)
+
+        return handle
+
+
+router = APIRouter(tags=["predict"], route_class=_Route)
 
 _BINARY = {"type": "string", "format": "binary"}
 _BODY: dict[str, Any] = {
@@ -80,55 +111,106 @@ class Predictions(BaseModel):
 @router.post(
     "/predict",
     summary="Classify pictures",
-    responses=documented(404, 413, 415, 422, 429, 500, 503),
+    response_model=Predictions,
+    responses=documented(404, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=_BODY,
 )
 async def predict(
-    request: Request,
-    service: ServiceDep,
-    model: Annotated[str | None, Query(description="Name of the model; the default one if left out.")] = None,
-    version: Annotated[int | None, Query(description="Version; the one in production if left out.")] = None,
-    top_k: Annotated[int, Query(ge=1, description="How many classes to name for each picture.")] = 5,
-) -> Predictions:
+    asked: Annotated[Asked, Query()],
+    timeout_ms: Annotated[
+        float | None, Header(alias=_DEADLINE, gt=0, description="Milliseconds after which the answer is of no use.")
+    ] = None,
+) -> Response:
     """Send one picture or several as a multipart form (field `file`, repeated), or one picture as the body itself.
 
     JPEG, PNG, WebP, GIF (its first frame) and BMP are read. In a batch, a picture that cannot be read costs only its
     own entry, which carries `error` instead of `label`; alone, it is the answer's status.
     """
-    with service.admission.enter() as ticket, await service.registry.get(model, version) as served:
-        uploads = await read_uploads(request, service.settings.max_files)
-        ticket.grow(len(uploads))
-        trial = service.registry.trial(served) if version is None else None
+    raise NotImplementedError(f"{_Route.__name__} answers in place of this: {asked}, {timeout_ms}")
+
+
+async def _predict(request: Request) -> Response:
+    asked = _read_query(request.scope["query_string"])
+    deadline = _read_deadline(request)
+    service: Service = request.app.state.service
+    announced = int(request.headers.get("content-length", "0"))
+    with service.admission.enter(announced) as ticket, await service.registry.get(asked.model, asked.version) as served:
+        uploads = await read_uploads(request, service.settings.max_files, ticket)
+        ticket.count(len(uploads))
+        trial = service.registry.trial(served) if asked.version is None else None
         timings = prediction_of(request.scope).begin(served.name, served.version, len(uploads))
-        rows = await unless_gone(request.receive, _classify_all(service, served, trial, uploads, timings))
-    entries = [_entry(served, upload, row, top_k) for upload, row in zip(uploads, rows, strict=True)]
-    return Predictions(model=served.name, version=served.version, predictions=entries)
+        work = _Work(service, served, trial, deadline)
+        async with while_wanted(request.receive, deadline):
+            rows = await work.classify_all(uploads, timings)
+    entries = [_entry(served, upload, row, asked.top_k) for upload, row in zip(uploads, rows, strict=True)]
+    answer = {"model": served.name, "version": served.version, "predictions": entries}
+    return Response(orjson.dumps(answer), media_type="application/json")
 
 
-async def _classify_all(
-    service: Service, served: Served, trial: Trial | None, uploads: Sequence[Upload], timings: Sequence[Timing]
-) -> Sequence[Probabilities | BaseException]:
-    return await asyncio.gather(
-        *(_classify(service, served, trial, *picture) for picture in zip(uploads, timings, strict=True)),
-        return_exceptions=len(uploads) > 1,
-    )
+def _read_query(query: bytes) -> Asked:
+    if not query:
+        return _NOTHING_ASKED
+    try:
+        return Asked.model_validate(dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)))
+    except ValidationError as error:
+        raise _invalid("query", error) from error
 
 
-async def _classify(
-    service: Service, served: Served, trial: Trial | None, upload: Upload, timing: Timing
-) -> Probabilities:
-    pixels = await service.decoder.decode(upload.data, served.manifest.input_size, timing)
-    if trial:
-        return await trial.predict(served, pixels, timing, partial(service.decoder.decode, upload.data))
-    return await served.batcher.predict(pixels, timing)
+def _read_deadline(request: Request) -> float:
+    """The time of the event loop's clock at which the client gives up."""
+    given = request.headers.get(_DEADLINE)
+    if given is None:
+        return math.inf
+    try:
+        milliseconds = float(given)
+    except ValueError:
+        milliseconds = math.nan
+    if not milliseconds > 0:
+        raise RequestValidationError(
+            [{"loc": ("header", _DEADLINE), "input": given, "msg": "Input should be a number above 0"}]
+        )
+    return asyncio.get_running_loop().time() + milliseconds / 1000
 
 
-def _entry(served: Served, upload: Upload, outcome: Probabilities | BaseException, top_k: int) -> Prediction | Failure:
+def _invalid(place: str, error: ValidationError) -> RequestValidationError:
+    return RequestValidationError([entry | {"loc": (place, *entry["loc"])} for entry in error.errors()])
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is done for the pictures of one request."""
+
+    service: Service
+    served: Served
+    trial: Trial | None
+    deadline: float
+
+    async def classify_all(
+        self, uploads: Sequence[Upload], timings: Sequence[Timing]
+    ) -> Sequence[Probabilities | BaseException]:
+        if len(uploads) == 1:
+            return [await self._classify(uploads[0], timings[0])]
+        return await asyncio.gather(*map(self._classify, uploads, timings), return_exceptions=True)
+
+    async def _classify(self, upload: Upload, timing: Timing) -> Probabilities:
+        decode = self.service.decoder.decode
+        pixels = await decode(upload.data, self.served.manifest.input_size, timing)
+        if self.trial:
+            again = partial(decode, upload.data)
+            return await self.trial.predict(self.served, pixels, timing, again, self.deadline)
+        return await self.served.batcher.predict(pixels, timing, self.deadline)
+
+
+def _entry(served: Served, upload: Upload, outcome: Probabilities | BaseException, top_k: int) -> dict[str, Any]:
+    """A `Prediction` or a `Failure`, as it is sent."""
     if isinstance(outcome, Exception) and not isinstance(outcome, RetryableError):
-        return Failure(filename=upload.filename, error=problem(outcome))
+        return {"filename": upload.filename, "error": problem(outcome).model_dump()}
     if isinstance(outcome, BaseException):
         raise outcome  # not the fault of this picture: the whole request can be sent again
-    best = np.argsort(-outcome, kind="stable")[:top_k]
     classes = served.manifest.classes
-    top = [ClassProbability(label=classes[index], probability=float(outcome[index])) for index in best]
-    return Prediction(filename=upload.filename, label=top[0].label, probability=top[0].probability, top=top)
+    best = np.argsort(-outcome, kind="stable")[:top_k].tolist()
+    top = [{"label": classes[index], "probability": float(outcome[index])} for index in best]
+    return {"filename": upload.filename, **top[0], "top": top}
+
+
+_NOTHING_ASKED = Asked()

@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from threading import Lock
 from time import perf_counter
 
 import numpy as np
 
-from app.errors import ClosingError, InferenceError, ServiceError
+from app.errors import ClosingError, DeadlineError, InferenceError, ServiceError
+from app.serving.curve import Curve
 from app.serving.engine import Engine, Pixels, Probabilities
 from app.telemetry import Timing
 
@@ -25,107 +28,151 @@ _CLOSED = "This model is being shut down or unloaded. Send the request again."
 class _Request:
     pixels: Pixels
     answer: asyncio.Future[Probabilities]
+    deadline: float
     timing: Timing
     arrived: float  # of time.perf_counter()
+
+
+Outcome = Probabilities | ServiceError
 
 
 class Batcher:
     """Gathers the pictures of many callers into batches, and gives each caller the row of its own picture.
 
-    Belongs to the event loop in which it is made. A caller that is cancelled before its picture is in a batch costs no
-    computation. A batch that fails is halved until the picture that made it fail is alone; the others get their
-    answers.
+    Belongs to the event loop in which it is made. The engine's threads take their batches themselves, so that a busy
+    event loop keeps no engine waiting. A batch holds at most the size at which the cost curve is flat, and several
+    idle instances divide what waits among them. A caller that is cancelled before its picture is in a batch, or whose
+    deadline cannot be met any more, costs no computation. A batch that fails is halved until the picture that made it
+    fail is alone; the others get their answers.
 
     Args:
         engine: loaded and warmed up.
-        max_batch: most pictures in a batch.
-        executor: where the engine runs; its threads are what limits how many batches are computed at a time.
-        observe: called with the pictures and the seconds of every batch that was computed.
+        curve: what its batches cost; `curve.batch` is the largest that is made.
+        executor: where the engine runs.
+        observe: called with the pictures and the seconds of every batch that was computed, from the engine's thread.
+        instances: most batches that are computed at a time.
+        clock: seconds, of the same origin as deadlines; the event loop's own unless given.
     """
 
-    def __init__(self, engine: Engine, max_batch: int, executor: Executor, observe: Observer = lambda *_: None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        curve: Curve,
+        executor: Executor,
+        observe: Observer = lambda *_: None,
+        instances: int = 1,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self._engine = engine
-        self._max_batch = max_batch
+        self._curve = curve
         self._executor = executor
         self._observe = observe
-        self._waiting: deque[_Request] = deque()
-        self._changed = asyncio.Event()
-        self._computing = False
-        self._closing = False
+        self._instances = instances
         self._loop = asyncio.get_running_loop()
-        self._task = self._loop.create_task(self._run())
+        self._clock = clock or self._loop.time
+        self._waiting: deque[_Request] = deque()
+        self._awake = 0  # instances that compute, or are about to look for work
+        self._computing = 0
+        self._lock = Lock()  # guards both together with what waits
+        self._closing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def busy(self) -> bool:
         """Whether pictures are being computed, or wait for it."""
-        return self._computing or bool(self._waiting)
+        return self._awake > 0
 
-    async def predict(self, pixels: Pixels, timing: Timing | None = None) -> Probabilities:
-        """Probabilities float32 [classes] of one picture uint8 [3, size, size]; how long it took goes into `timing`.
+    async def predict(self, pixels: Pixels, timing: Timing | None = None, deadline: float = math.inf) -> Probabilities:
+        """Probabilities float32 [classes] of one picture uint8 [3, size, size].
+
+        Args:
+            pixels: uint8 [3, size, size].
+            timing: takes note of how long it took.
+            deadline: time of the clock after which the answer is worth nothing.
 
         Raises:
             InferenceError: the engine fails on this picture.
+            DeadlineError: the answer would come after the deadline.
             ClosingError: the batcher was closed.
         """
         if self._closing:
             raise ClosingError(_CLOSED, 1)
-        request = _Request(pixels, self._loop.create_future(), timing or Timing(), perf_counter())
-        self._waiting.append(request)
-        self._changed.set()
+        request = _Request(pixels, self._loop.create_future(), deadline, timing or Timing(), perf_counter())
+        with self._lock:
+            self._waiting.append(request)
+            idle = self._awake < self._instances
+            self._awake += idle
+        if idle:
+            self._idle.clear()
+            self._executor.submit(self._work)
         return await request.answer
 
     async def close(self) -> None:
         """Take no more pictures, and return when all that were taken are answered."""
         self._closing = True
-        self._changed.set()
-        await asyncio.wait((self._task,))
+        await self._idle.wait()
 
-    async def _run(self) -> None:
-        unanswered: list[_Request] = []
-        try:
-            while self._waiting or not self._closing:
-                if not self._waiting:
-                    self._changed.clear()
-                    await self._changed.wait()
-                unanswered = self._take()
-                self._computing = True
-                await self._compute(unanswered)
-                self._computing = False
-        finally:  # answers nobody unless this task is cancelled or a defect ends it
-            self._closing = True
-            for request in (*unanswered, *self._waiting):
-                if not request.answer.done():
-                    request.answer.set_exception(ClosingError(_CLOSED, 1))
-
-    def _take(self) -> list[_Request]:
-        batch: list[_Request] = []
-        while self._waiting and len(batch) < self._max_batch:
-            request = self._waiting.popleft()
-            if not request.answer.done():
-                batch.append(request)
-        return batch
-
-    async def _compute(self, batch: list[_Request]) -> None:
-        parts = [batch]
-        while parts:
-            part = [request for request in parts.pop() if not request.answer.done()]
-            if not part:
-                continue
-            try:
-                rows = await self._loop.run_in_executor(self._executor, self._predict, part)
-            except Exception as error:
-                if len(part) == 1:
-                    log.exception("The engine fails on one picture")
-                    _settle(part[0], _failure(error))
-                else:
-                    log.warning("A batch of %d pictures failed (%r); halving it", len(part), error)
-                    middle = len(part) // 2
-                    parts += [part[middle:], part[:middle]]
+    def _work(self) -> None:
+        """Compute one batch, then go behind whatever else waits for this executor."""
+        with self._lock:
+            batch, late = self._take()
+            if batch:
+                self._computing += 1
             else:
-                for request, row in zip(part, rows, strict=True):
-                    _settle(request, row)
+                self._awake -= 1
+        if late:
+            self._loop.call_soon_threadsafe(_settle, late, [DeadlineError() for _ in late])
+        if not batch:
+            self._loop.call_soon_threadsafe(self._rest)
+            return
+        try:
+            outcomes = self._compute(batch)
+        except BaseException as error:
+            log.critical("The engine ended its thread", exc_info=error)
+            self._loop.call_soon_threadsafe(self._die, batch)
+            return
+        finally:
+            with self._lock:
+                self._computing -= 1
+        self._loop.call_soon_threadsafe(_settle, batch, outcomes)
+        self._executor.submit(self._work)
 
-    def _predict(self, batch: list[_Request]) -> Probabilities:
+    def _take(self) -> tuple[list[_Request], list[_Request]]:
+        """The next batch, and the requests before it whose deadlines cannot be met."""
+        now = self._clock()
+        share = math.ceil(len(self._waiting) / (self._instances - self._computing))
+        limit = min(share, self._curve.batch)
+        batch: list[_Request] = []
+        late: list[_Request] = []
+        earliest = math.inf
+        while self._waiting and len(batch) < limit:
+            request = self._waiting[0]
+            if not request.answer.done():
+                earliest = min(earliest, request.deadline)
+                in_time = now + self._curve.estimate(len(batch) + 1) <= earliest
+                if batch and not in_time:
+                    break  # a larger batch would be too late for somebody in it
+                if in_time:
+                    batch.append(request)
+                else:
+                    late.append(request)
+                    earliest = math.inf
+            self._waiting.popleft()
+        return batch, late
+
+    def _compute(self, batch: Sequence[_Request]) -> list[Outcome]:
+        try:
+            return list(self._predict(batch))
+        except Exception as error:
+            if len(batch) == 1:
+                log.exception("The engine fails on one picture")
+                return [_failure(error)]
+            log.warning("A batch of %d pictures failed (%r); halving it", len(batch), error)
+            middle = len(batch) // 2
+            return self._compute(batch[:middle]) + self._compute(batch[middle:])
+
+    def _predict(self, batch: Sequence[_Request]) -> Probabilities:
         started = perf_counter()
         rows = self._engine.predict(np.stack([request.pixels for request in batch]))
         took = perf_counter() - started
@@ -136,14 +183,28 @@ class Batcher:
         self._observe(len(batch), took)
         return rows
 
+    def _rest(self) -> None:
+        if not self._awake:
+            self._idle.set()
 
-def _settle(request: _Request, outcome: Probabilities | ServiceError) -> None:
-    if request.answer.done():  # cancelled while its batch was computed
-        return
-    if isinstance(outcome, ServiceError):
-        request.answer.set_exception(outcome)
-    else:
-        request.answer.set_result(outcome)
+    def _die(self, batch: Sequence[_Request]) -> None:
+        self._closing = True
+        with self._lock:
+            self._awake -= 1
+            lost = [*batch, *self._waiting]
+            self._waiting.clear()
+        _settle(lost, [ClosingError(_CLOSED, 1) for _ in lost])
+        self._rest()
+
+
+def _settle(batch: Sequence[_Request], outcomes: Sequence[Outcome]) -> None:
+    for request, outcome in zip(batch, outcomes, strict=True):
+        if request.answer.done():  # cancelled while its batch was computed
+            continue
+        if isinstance(outcome, ServiceError):
+            request.answer.set_exception(outcome)
+        else:
+            request.answer.set_result(outcome)
 
 
 def _failure(error: Exception) -> InferenceError:

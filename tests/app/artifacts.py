@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from training import artifact, export, resnet
+from training import artifact, export, probe, resnet
 from training.artifact import Aliases, DataRecord, Manifest
 from training.calibration import Calibration
 from training.normalisation import Normalisation
@@ -26,6 +26,8 @@ def write(
     architecture: str = "resnet20",
     width: int = 8,
     wrap: Callable[[nn.Module], nn.Module] = nn.Sequential,
+    *,
+    probed: bool = True,
 ) -> Path:
     """Write the next version of a model and give its folder; the seed decides what it answers."""
     torch.manual_seed(seed)
@@ -36,6 +38,8 @@ def write(
         # A low temperature: untrained networks are unsure, and answers that differ much are easier to tell apart.
         served = export.Served(wrap(network), NORMALISATION, Calibration(0.1))
         export.save_script(served, SIZE, folder / artifact.SCRIPT)
+        if probed:
+            _write_probe(served, folder / probe.PROBE)
         artifact.write_manifest(folder, _manifest(name, version, seed, classes, folder, architecture, width))
     if promote:
         artifact.write_aliases(models, name, Aliases(production=version, history=(version,)))
@@ -60,6 +64,13 @@ def change_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
+
+
+@torch.inference_mode()
+def _write_probe(served: export.Served, path: Path) -> None:
+    pictures = torch.randint(0, 256, (64, 3, SIZE // 4, SIZE // 4), dtype=torch.uint8).repeat_interleave(4, 2)
+    pictures = pictures.repeat_interleave(4, 3).contiguous()
+    probe.write(path, probe.Probe(pictures.numpy(), served(pictures).softmax(1).numpy()))
 
 
 def _manifest(

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 import httpx
 
 _START_SECONDS = 120
+# The engine whose answers are those of the file to the last digits, so that swapped answers can be told apart.
+_DEFAULTS = {"APP_DEVICE": "cpu", "APP_ENGINE": "torchscript-f32"}
 
 
 class Server:
@@ -26,7 +28,7 @@ class Server:
         own = {f"APP_{name}".upper(): str(value) for name, value in settings.items()}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "app", "serve", "--port", "0", *arguments],
-            env=clean | {"APP_MODELS_DIR": str(models), "APP_DATA_DIR": f"{models}-data", "APP_DEVICE": "cpu"} | own,
+            env=clean | _DEFAULTS | {"APP_MODELS_DIR": str(models), "APP_DATA_DIR": f"{models}-data"} | own,
             stderr=subprocess.PIPE,
             text=True,
         )

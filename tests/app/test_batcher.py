@@ -1,20 +1,30 @@
 """The batcher, driven with the shipped fake engine: nothing is lost, doubled, mixed up or dragged down by another."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.errors import ClosingError, InferenceError
+from app.errors import ClosingError, DeadlineError, InferenceError
 from app.serving.batcher import Batcher
+from app.serving.curve import Curve
 from app.serving.engine import Pixels, Probabilities
 from app.serving.fake import FakeEngine
 
 Outcome = Probabilities | BaseException
+
+
+def flat(max_batch: int) -> Curve:
+    """Every batch takes a second, so the largest one is the best."""
+    return Curve({1: 1, max_batch: 1})
 
 
 def drive(engine: FakeEngine, max_batch: int, scenario: Callable[[Batcher], Awaitable[None]]) -> None:
@@ -22,7 +32,7 @@ def drive(engine: FakeEngine, max_batch: int, scenario: Callable[[Batcher], Awai
 
     async def run() -> None:
         with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(engine, max_batch, executor)
+            batcher = Batcher(engine, flat(max_batch), executor)
             try:
                 await scenario(batcher)
             finally:
@@ -32,13 +42,42 @@ def drive(engine: FakeEngine, max_batch: int, scenario: Callable[[Batcher], Awai
     asyncio.run(run())
 
 
-def ask(batcher: Batcher, identity: int) -> asyncio.Task[Probabilities]:
-    return asyncio.create_task(batcher.predict(FakeEngine.picture(identity)))
+def ask(batcher: Batcher, identity: int, deadline: float = math.inf) -> asyncio.Task[Probabilities]:
+    return asyncio.create_task(batcher.predict(FakeEngine.picture(identity), deadline=deadline))
 
 
 async def arrival(engine: FakeEngine) -> None:
     """Wait until the next batch is at the engine's gate."""
     await asyncio.to_thread(engine.entered.acquire)
+
+
+@contextmanager
+def busy(engine: FakeEngine) -> Iterator[None]:
+    """The engine is held in its batch until the block ends."""
+    engine.gate.clear()
+    yield
+    engine.gate.set()
+
+
+class Steps(Executor):
+    """Runs what it was given one by one, when it is told to, on a clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._jobs: deque[Callable[[], object]] = deque()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self._jobs.append(lambda: function(*args, **kwargs))
+        return Future()
+
+    async def step(self) -> bool:
+        """Run the oldest job and let the event loop see to its outcome; tell whether there was one."""
+        await asyncio.sleep(0)
+        if self._jobs:
+            self._jobs.popleft()()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return bool(self._jobs)
 
 
 waves = st.lists(st.integers(0, 255), min_size=1, max_size=120, unique=True).flatmap(
@@ -64,12 +103,11 @@ def test_everybody_gets_the_own_answer_once(
         callers: dict[int, asyncio.Task[Probabilities]] = {}
         bounds = sorted({0, *cuts, len(identities)})
         for start, end in pairwise(bounds):
-            engine.gate.clear()
-            callers |= {identity: ask(batcher, identity) for identity in identities[start:end]}
-            await arrival(engine)
-            for identity in leaving.intersection(identities[start:end]):
-                callers[identity].cancel()
-            engine.gate.set()
+            with busy(engine):
+                callers |= {identity: ask(batcher, identity) for identity in identities[start:end]}
+                await arrival(engine)
+                for identity in leaving.intersection(identities[start:end]):
+                    callers[identity].cancel()
         found = await asyncio.gather(*callers.values(), return_exceptions=True)
         outcomes.update(zip(callers, found, strict=True))
 
@@ -88,21 +126,104 @@ def test_everybody_gets_the_own_answer_once(
             assert identity in computed
 
 
+moves = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), st.one_of(st.just(math.inf), st.floats(0, 30))),  # for an answer within so long
+        st.tuples(st.just("step"), st.floats(0, 4)),  # the next batch, and how long it took
+        st.tuples(st.just("leave"), st.floats(0, 1)),  # which of the callers so far
+    ),
+    max_size=60,
+)
+
+
+async def play(batcher: Batcher, steps: Steps, moves: list[tuple[str, float]]) -> list[tuple[float, Outcome]]:
+    """Make the moves, then let everything end; gives the deadline and the outcome of every caller."""
+    callers: list[asyncio.Task[Probabilities]] = []
+    deadlines: list[float] = []
+    for move, value in moves:
+        if move == "ask":
+            deadlines.append(steps.now + value)
+            callers.append(ask(batcher, len(callers), deadlines[-1]))
+        elif move == "step":
+            await steps.step()
+            steps.now += value
+        elif callers:
+            callers[int(value * (len(callers) - 1))].cancel()
+    while await steps.step():
+        steps.now += 1
+    await batcher.close()
+    return list(zip(deadlines, await asyncio.gather(*callers, return_exceptions=True), strict=True))
+
+
+@settings(max_examples=200, deadline=None)
+@given(moves=moves, largest=st.integers(1, 9), instances=st.integers(1, 3))
+def test_order_and_deadlines_are_kept(moves: list[tuple[str, float]], largest: int, instances: int) -> None:
+    steps = Steps()
+    curve = Curve({size: 1 + size / 10 for size in range(1, largest + 1)})
+    begun: list[float] = []
+
+    class Timed(FakeEngine):
+        def predict(self, pictures: Pixels) -> Probabilities:
+            begun.append(steps.now)
+            return super().predict(pictures)
+
+    engine = Timed()
+
+    async def scenario() -> list[tuple[float, Outcome]]:
+        return await play(Batcher(engine, curve, steps, instances=instances, clock=lambda: steps.now), steps, moves)
+
+    callers = asyncio.run(scenario())
+    computed = [identity for batch in engine.batches for identity in batch]
+    assert computed == sorted(set(computed)), "everybody at most once, and in the order of arrival"
+    for start, batch in zip(begun, engine.batches, strict=True):
+        assert len(batch) <= curve.batch
+        assert start + curve.estimate(len(batch)) <= min(callers[identity][0] for identity in batch)
+    for identity, (deadline, outcome) in enumerate(callers):
+        if isinstance(outcome, DeadlineError):
+            assert deadline < math.inf
+            assert identity not in computed
+        elif not isinstance(outcome, asyncio.CancelledError):
+            assert not isinstance(outcome, BaseException)
+            assert outcome.tolist() == [identity]
+
+
+@pytest.mark.parametrize(("instances", "expected"), [(1, [[*range(8)], [8, 9]]), (2, [[*range(5)], [*range(5, 10)]])])
+def test_idle_instances_divide_what_waits(instances: int, expected: list[list[int]]) -> None:
+    # The second batch begins while the first is computed: from inside it.
+    class Nested(FakeEngine):
+        def predict(self, pictures: Pixels) -> Probabilities:
+            rows = super().predict(pictures)
+            if instances > 1 and len(self.batches) == 1:
+                steps._jobs.popleft()()
+            return rows
+
+    engine, steps = Nested(), Steps()
+
+    async def scenario() -> None:
+        batcher = Batcher(engine, flat(8), steps, instances=instances)
+        callers = [ask(batcher, identity) for identity in range(10)]
+        while await steps.step():
+            pass
+        await asyncio.gather(*callers, batcher.close())
+
+    asyncio.run(scenario())
+    assert engine.batches == expected
+
+
 @settings(max_examples=50, deadline=None)
 @given(count=st.integers(1, 100), max_batch=st.integers(1, 40), leaving=st.sets(st.integers(1, 99), max_size=50))
 def test_callers_that_left_cost_nothing(count: int, max_batch: int, leaving: set[int]) -> None:
     engine = FakeEngine()
 
     async def scenario(batcher: Batcher) -> None:
-        engine.gate.clear()
-        first = ask(batcher, 0)
-        await arrival(engine)
-        others = {identity: ask(batcher, identity) for identity in range(1, count)}
-        await asyncio.sleep(0)  # lets them begin to wait
-        for identity in leaving.intersection(others):
-            others[identity].cancel()
-        await asyncio.gather(*(task for task in others.values() if task.cancelling()), return_exceptions=True)
-        engine.gate.set()
+        with busy(engine):
+            first = ask(batcher, 0)
+            await arrival(engine)
+            others = {identity: ask(batcher, identity) for identity in range(1, count)}
+            await asyncio.sleep(0)  # lets them begin to wait
+            for identity in leaving.intersection(others):
+                others[identity].cancel()
+            await asyncio.gather(*(task for task in others.values() if task.cancelling()), return_exceptions=True)
         await asyncio.gather(first, *(others[identity] for identity in others.keys() - leaving))
 
     drive(engine, max_batch, scenario)
@@ -119,11 +240,17 @@ def test_one_culprit_is_found_in_logarithmic_time(count: int, data: st.DataObjec
     engine = FakeEngine({culprit})
 
     async def scenario(batcher: Batcher) -> None:
-        found = await asyncio.gather(*(ask(batcher, identity) for identity in range(count)), return_exceptions=True)
+        with busy(engine):
+            first = ask(batcher, 255)
+            await arrival(engine)
+            others = [ask(batcher, identity) for identity in range(count)]
+            await asyncio.sleep(0)  # lets them begin to wait
+        found = await asyncio.gather(*others, return_exceptions=True)
         assert [isinstance(outcome, InferenceError) for outcome in found] == [i == culprit for i in range(count)]
+        await first
 
     drive(engine, 64, scenario)
-    assert len(engine.batches) <= 1 + 2 * (count - 1).bit_length()
+    assert len(engine.batches) <= 2 + 2 * (count - 1).bit_length()
 
 
 def test_idle_engine_takes_a_lone_picture() -> None:
@@ -163,21 +290,20 @@ def test_close_answers_what_waits_and_takes_no_more() -> None:
     engine = FakeEngine()
 
     async def scenario(batcher: Batcher) -> None:
-        engine.gate.clear()
-        callers = [ask(batcher, identity) for identity in range(10)]
-        await arrival(engine)
-        closing = asyncio.create_task(batcher.close())
-        await asyncio.sleep(0)  # lets it begin to close
-        with pytest.raises(ClosingError):
-            await batcher.predict(FakeEngine.picture(99))
-        engine.gate.set()
+        with busy(engine):
+            callers = [ask(batcher, identity) for identity in range(10)]
+            await arrival(engine)
+            closing = asyncio.create_task(batcher.close())
+            await asyncio.sleep(0)  # lets it begin to close
+            with pytest.raises(ClosingError):
+                await batcher.predict(FakeEngine.picture(99))
         await closing
-        assert [caller.result().tolist() for caller in callers] == [[identity] for identity in range(10)]
+        assert [(await caller).tolist() for caller in callers] == [[identity] for identity in range(10)]
 
     drive(engine, 4, scenario)
 
 
-def test_nobody_is_left_waiting_when_the_batcher_dies() -> None:
+def test_nobody_is_left_waiting_when_the_engine_ends_its_thread() -> None:
     class Deadly(FakeEngine):
         def predict(self, pictures: Pixels) -> Probabilities:
             raise asyncio.CancelledError(f"{len(pictures)} pictures")

@@ -1,12 +1,14 @@
-"""Decoding off the event loop."""
+"""Decoding: the pixels of training, and no more of them at a time than the budget allows."""
 
 import asyncio
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from app.serving.image import Decoder
+from app.serving.image import Budget, Decoder
 from tests.app.pictures import draw, png
 from tests.encoding import encode
 from training import picture
@@ -15,13 +17,15 @@ from training.errors import CorruptImageError, ImageTooLargeError, UnsupportedIm
 
 @pytest.fixture
 def decoder() -> Iterator[Decoder]:
-    made = Decoder(max_pixels=10_000, processes=1)
+    made = Decoder(max_pixels=10_000, threads=2, budget=10_000)
     yield made
     made.close()
 
 
 def test_pixels_are_those_of_training(decoder: Decoder) -> None:
-    data = [encode(draw(seed), format_) for seed, format_ in enumerate(("PNG", "JPEG", "WebP", "GIF", "BMP"))]
+    formats = ("PNG", "JPEG", "WebP", "GIF", "BMP")
+    sides = (48, 100)  # decoded on the event loop, and in a thread
+    data = [encode(draw(seed, side, side), format_) for side in sides for seed, format_ in enumerate(formats)]
 
     async def scenario() -> None:
         found = await asyncio.gather(*(decoder.decode(entry, 32) for entry in data))
@@ -42,3 +46,45 @@ def test_pixels_are_those_of_training(decoder: Decoder) -> None:
 def test_failure_is_of_its_kind(decoder: Decoder, data: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
         asyncio.run(decoder.decode(data, 32))
+
+
+amounts = st.lists(st.tuples(st.integers(0, 12), st.booleans()), max_size=30)
+
+
+@given(amounts=amounts)
+def test_budget_is_kept_and_given_back_in_the_order_of_arrival(amounts: list[tuple[int, bool]]) -> None:
+    limit = 10
+    held: list[int] = []
+    served: list[int] = []
+
+    async def hold(budget: Budget, number: int, amount: int, end: asyncio.Event) -> None:
+        async with budget.hold(amount):
+            held.append(min(amount, limit))  # more than the limit is held alone
+            served.append(number)
+            assert sum(held) <= limit
+            try:
+                await end.wait()
+            finally:
+                held.remove(min(amount, limit))
+
+    async def scenario() -> None:
+        budget = Budget(limit)
+        ends = [asyncio.Event() for _ in amounts]
+        tasks = [
+            asyncio.create_task(hold(budget, number, amount, end))
+            for number, ((amount, _), end) in enumerate(zip(amounts, ends, strict=True))
+        ]
+        await asyncio.sleep(0)
+        for (_, stays), task, end in zip(amounts, tasks, ends, strict=True):
+            if stays:
+                end.set()
+            else:
+                task.cancel()
+            await asyncio.wait((task,))
+        last = asyncio.Event()
+        last.set()
+        await hold(budget, len(amounts), limit, last)
+
+    asyncio.run(scenario())
+    assert served == sorted(served)
+    assert served[-1] == len(amounts)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from app.loader import Loader
+from app.serving.choice import Engines
 from tests.app import artifacts
 from tests.app.pictures import direct, png
 from tests.app.process import serve
@@ -30,7 +31,7 @@ def drive(models: Path, max_memory: float, scenario: Callable[[Loader], Awaitabl
     """Run a scenario with a loader that is closed at its end."""
 
     async def run() -> None:
-        loader = Loader(models, 4, torch.device("cpu"), max_memory, 3600)
+        loader = Loader(models, Engines("torchscript-f32", torch.device("cpu"), 1, 4), max_memory, 3600)
         try:
             await scenario(loader)
         finally:

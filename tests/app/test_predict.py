@@ -151,3 +151,24 @@ def test_bad_query(client: httpx.Client, query: str, status: int, said: str) -> 
 def test_unpromoted_version_answers_when_named(client: httpx.Client) -> None:
     answer = client.post("/predict?model=unpromoted&version=1", files={"file": png(12)})
     assert (answer.status_code, answer.json()["model"]) == (200, "unpromoted")
+
+
+@pytest.mark.parametrize("milliseconds", ["60000", "1e5", "2500.5"])
+def test_deadline_that_is_kept(client: httpx.Client, milliseconds: str) -> None:
+    answer = client.post("/predict", files={"file": png(1)}, headers={"X-Request-Timeout-Ms": milliseconds})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_deadline_that_cannot_be_kept(client: httpx.Client, count: int) -> None:
+    answer = client.post("/predict", files=[("file", png(1))] * count, headers={"X-Request-Timeout-Ms": "0.001"})
+    assert answer.status_code == answer.json()["status"] == 504
+    assert int(answer.headers["retry-after"]) >= 1
+    assert "X-Request-Timeout-Ms" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("milliseconds", ["soon", "0", "-5", "nan", ""])
+def test_deadline_that_is_none(client: httpx.Client, milliseconds: str) -> None:
+    answer = client.post("/predict", files={"file": png(1)}, headers={"X-Request-Timeout-Ms": milliseconds})
+    assert answer.status_code == 422
+    assert "X-Request-Timeout-Ms" in answer.json()["detail"]

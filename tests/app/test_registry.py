@@ -10,6 +10,7 @@ import torch
 
 from app.errors import ModelUnavailableError, NotReadyError, UnknownModelError, UnusableVersionError
 from app.registry import Registry
+from app.serving.choice import Engines
 from tests.app import artifacts
 from tests.app.pictures import png
 from training import artifact, picture
@@ -26,7 +27,8 @@ def drive(
     """Run a scenario with a registry that has loaded its models."""
 
     async def run() -> None:
-        registry = Registry(models, default, 4, torch.device("cpu"), retry_seconds=retry_seconds)
+        engines = Engines("torchscript-f32", torch.device("cpu"), 1, 4)
+        registry = Registry(models, default, engines, retry_seconds=retry_seconds)
         try:
             if load:
                 await registry.load_all()

@@ -61,7 +61,10 @@ def test_keys_are_split_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("APP_MAX_MEMORY_MB", "0"),
         ("APP_API_KEYS", "alpha,,beta"),
         ("APP_API_KEYS", " "),
-        ("APP_MAX_INFLIGHT", "100"),  # below the default of APP_MAX_FILES
+        ("APP_MAX_INFLIGHT", "0"),
+        ("APP_MAX_INFLIGHT_MB", "0"),
+        ("APP_MAX_DECODE_PIXELS", "0"),
+        ("APP_ENGINE", "steam"),
     ],
 )
 def test_wrong_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

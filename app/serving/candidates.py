@@ -1,0 +1,102 @@
+"""The kinds of engines that there are, and which of them a machine can run."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from app.serving import openvino
+from app.serving.engine import Engine
+from app.serving.openvino import OpenVinoEngine
+from app.serving.torchscript import TorchScriptEngine
+from training import machine, probe
+from training.artifact import SCRIPT, Manifest
+from training.errors import ArtifactError
+
+Kind = Literal[
+    "openvino-bf16", "openvino-f32", "openvino-int8", "torchscript-bf16", "torchscript-f16", "torchscript-f32"
+]
+
+
+class Place(BaseModel):
+    """Where an engine runs.
+
+    Args:
+        device: `cpu` or `cuda`.
+        threads: that compute a batch.
+        instances: batches that are computed at a time.
+        cache: folder for converted networks.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    device: Literal["cpu", "cuda"]
+    threads: int
+    instances: int = 1
+    cache: Path = Path()
+
+
+def possible(device: Literal["cpu", "cuda"]) -> tuple[Kind, ...]:
+    """Kinds that give the answers of the artifact, as nearly as their number format can, and that can run here.
+
+    The ones that are usually fastest come first. 8-bit integers are not among them: they are for those who name them.
+    """
+    if device == "cuda":
+        return ("torchscript-f16", "torchscript-f32")
+    half = machine.fast_bfloat16(torch.device("cpu"))
+    kinds: tuple[tuple[Kind, bool], ...] = (
+        ("openvino-bf16", half and openvino.available()),
+        ("openvino-f32", openvino.available()),
+        ("torchscript-bf16", half),
+        ("torchscript-f32", True),
+    )
+    return tuple(kind for kind, can in kinds if can)
+
+
+def prepare(kind: Kind, folder: Path, manifest: Manifest, place: Place) -> None:
+    """Convert an artifact's network for a kind, once.
+
+    Raises:
+        ArtifactError: it cannot be converted; the message says why.
+    """
+    if not kind.startswith("openvino"):
+        return
+    if not openvino.available():
+        raise ArtifactError(
+            f"{kind} needs OpenVINO. Install it with pip install 'refit[openvino]', or set APP_ENGINE=auto."
+        )
+    network = _converted("f32", place)
+    if not network.exists():
+        openvino.convert(folder / SCRIPT, manifest.input_size, network)
+    if kind == "openvino-int8" and not (target := _converted("int8", place)).exists():
+        if probe.PROBE not in manifest.files:
+            raise ArtifactError(
+                f"{folder} brings no {probe.PROBE} whose pictures 8-bit integers can be calibrated with. Export the "
+                "model anew, or set APP_ENGINE=auto."
+            )
+        openvino.quantise(network, probe.read(folder / probe.PROBE).pictures, target)
+
+
+def make(kind: Kind, folder: Path, manifest: Manifest, place: Place) -> Engine:
+    """Make an engine that was prepared before; it is not loaded yet."""
+    match kind:
+        case "openvino-bf16":
+            return OpenVinoEngine(_converted("f32", place), manifest, "bf16", place.threads, place.instances)
+        case "openvino-f32":
+            return OpenVinoEngine(_converted("f32", place), manifest, "f32", place.threads, place.instances)
+        case "openvino-int8":
+            return OpenVinoEngine(_converted("int8", place), manifest, "int8", place.threads, place.instances)
+    torch.set_num_threads(place.threads)
+    device = torch.device(place.device)
+    match kind:
+        case "torchscript-bf16":
+            return TorchScriptEngine(folder, manifest, device, "bf16")
+        case "torchscript-f16":
+            return TorchScriptEngine(folder, manifest, device, "f16")
+        case "torchscript-f32":
+            return TorchScriptEngine(folder, manifest, device, "f32")
+
+
+def _converted(name: str, place: Place) -> Path:
+    return place.cache / f"{name}.xml"

@@ -1,0 +1,256 @@
+"""Choosing an engine: tries what the machine has, keeps the fastest that answers rightly, and remembers it."""
+
+import fcntl
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from threading import Timer
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from app.serving import candidates, trial
+from app.serving.candidates import Kind, Place
+from app.serving.curve import Curve
+from app.serving.engine import Engine
+from app.serving.trial import Result, Started
+from training import machine, probe
+from training.artifact import SCRIPT, Manifest
+from training.errors import ArtifactError
+
+log = logging.getLogger(__name__)
+
+# Largest distance of a probability from the reference with which an engine is taken for right. bfloat16 keeps 8
+# significant bits; a network's answers differ by a few thousandths then.
+TOLERANCE = 0.01
+
+_FORMAT = 1  # of what is remembered: raise it whenever its meaning or the measuring changes
+_LIMIT_SECONDS = 60  # of one process that tries engines
+_LIBRARIES = ("torch", "openvino", "nncf")
+
+
+class Choice(BaseModel):
+    """What was chosen and why; `tried` has all engines that were tried, in their order."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    tried: tuple[Result, ...]
+
+    @property
+    def curve(self) -> Curve:
+        """The cost curve of the engine that was chosen."""
+        return Curve(next(result.seconds for result in self.tried if result.kind == self.kind))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An engine that is loaded and warmed up, what it is and what its batches cost."""
+
+    engine: Engine
+    kind: Kind
+    curve: Curve
+
+
+class Engines:
+    """Opens artifacts with the engine that suits the machine.
+
+    Args:
+        wanted: a kind, or `auto` for the fastest that answers as the artifact says, within `TOLERANCE`.
+        device: where models run.
+        threads: that compute a batch.
+        max_batch: most pictures in a batch.
+        cache: folder where choices and converted networks are kept; without one they are made anew each time.
+        instances: batches that are computed at a time.
+    """
+
+    def __init__(
+        self,
+        wanted: Kind | Literal["auto"],
+        device: torch.device,
+        threads: int,
+        max_batch: int,
+        cache: Path | None = None,
+        instances: int = 1,
+    ) -> None:
+        self._wanted = wanted
+        self._device: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
+        self._threads = threads
+        self._max_batch = max_batch
+        self._cache = cache
+        self.instances = instances
+
+    def open(self, folder: Path, manifest: Manifest) -> Opened:
+        """Choose an engine for a verified version, or recall the choice, and load it and warm it up.
+
+        Raises:
+            ArtifactError: no engine can run it, or not the one that is wanted.
+        """
+        with self._folder(manifest) as cache:
+            place = Place(device=self._device, threads=self._threads, instances=self.instances, cache=cache)
+            choice = _recall(cache) or self._choose(folder, manifest, place)
+            engine = candidates.make(choice.kind, folder, manifest, place)
+            engine.load()
+        engine.warm_up(choice.curve.batch)
+        return Opened(engine, choice.kind, choice.curve)
+
+    def _choose(self, folder: Path, manifest: Manifest, place: Place) -> Choice:
+        kinds = candidates.possible(self._device) if self._wanted == "auto" else (self._wanted,)
+        if probe.PROBE not in manifest.files:
+            log.warning(
+                "%s brings no probe pictures, so its engines are compared on noise. Versions exported from now on do.",
+                folder,
+            )
+        tried = _try(
+            trial.Request(folder=folder, place=place, kinds=kinds, max_batch=self._max_batch, tolerance=TOLERANCE)
+        )
+        choice = Choice(kind=_best(folder, tried, strict=self._wanted == "auto"), tried=tried)
+        log.info("%s", _table(folder, choice))
+        _remember(place.cache, choice)
+        return choice
+
+    @contextmanager
+    def _folder(self, manifest: Manifest) -> Iterator[Path]:
+        """The folder for this version on this machine with these settings, for one process at a time."""
+        key = {
+            "format": _FORMAT,
+            "script": manifest.files[SCRIPT].sha256,
+            "machine": machine.describe(torch.device(self._device)),
+            "libraries": {name: _installed(name) for name in _LIBRARIES},
+            "wanted": self._wanted,
+            "threads": self._threads,
+            "instances": self.instances,
+            "max_batch": self._max_batch,
+        }
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        with _writable(self._cache, name) as folder, (folder / "lock").open("w") as lock:
+            # Engines that are timed while other processes time theirs all look slow.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+
+
+@contextmanager
+def _writable(cache: Path | None, name: str) -> Iterator[Path]:
+    if cache is not None:
+        try:
+            (cache / name).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=cache / name):
+                pass
+        except OSError as error:
+            log.warning("%s cannot be written (%s): the engine is chosen anew at every start.", cache, error.strerror)
+        else:
+            yield cache / name
+            return
+    with tempfile.TemporaryDirectory(prefix="refit-engine-") as folder:
+        yield Path(folder)
+
+
+def _try(request: trial.Request) -> tuple[Result, ...]:
+    """Try engines in a process of their own, and those after one that crashes in another.
+
+    A single one of torch's, which this process runs on in any case, is tried in this process.
+    """
+    if len(request.kinds) == 1 and request.kinds[0].startswith("torchscript"):
+        return tuple(line for line in trial.run(request) if isinstance(line, Result))
+    results: list[Result] = []
+    left = request.kinds
+    while left:
+        # The module is run by name, not by import, so that the process begins without anything of this one.
+        command = [sys.executable, "-m", trial.__name__, request.model_copy(update={"kinds": left}).model_dump_json()]
+        found = run_trial(command)
+        results += found
+        left = left[len(found) :]
+    return tuple(results)
+
+
+def run_trial(command: Sequence[str]) -> list[Result]:
+    """Run a process that tries engines; the one that it was trying when it crashed gets the reason as its error.
+
+    Raises:
+        ArtifactError: it ended before it began with an engine.
+    """
+    results: list[Result] = []
+    begun: Kind | None = None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
+        timer = Timer(_LIMIT_SECONDS, process.kill)
+        timer.start()
+        out, complaints = process.communicate()
+        timer.cancel()
+    for line in map(trial.Line.validate_json, out.splitlines()):
+        if isinstance(line, Started):
+            begun = line.started
+        else:
+            results.append(line)
+            begun = None
+    if process.returncode == 0:
+        return results
+    if begun is None:
+        raise ArtifactError(f"Engines cannot be tried: {complaints.strip()[-1000:] or process.returncode}")
+    reason = f"the process that tried it ended with {process.returncode}: {complaints.strip()[-300:]}"
+    return [*results, Result(kind=begun, error=reason)]
+
+
+def _best(folder: Path, tried: Sequence[Result], strict: bool) -> Kind:
+    able = [result for result in tried if not result.error]
+    right = [result for result in able if result.distance <= TOLERANCE] if strict else able
+    if not right:
+        reasons = "; ".join(f"{result.kind}: {result.error or _agreement(result)}" for result in tried)
+        raise ArtifactError(f"No engine can run {folder}. {reasons}")
+    return max(right, key=lambda result: Curve(result.seconds).rate).kind
+
+
+def _agreement(result: Result) -> str:
+    return f"probabilities up to {result.distance:.2g} off, {result.same_label:.0%} same labels"
+
+
+def _table(folder: Path, choice: Choice) -> str:
+    lines = [f"{folder} runs on {choice.kind}, in batches of up to {choice.curve.batch}:"]
+    for result in choice.tried:
+        if result.error:
+            lines.append(f"  {result.kind}: {result.error}")
+            continue
+        found = Curve(result.seconds)
+        if result.kind == choice.kind:
+            verdict = "chosen: the fastest of those that agree"
+        else:
+            verdict = "slower" if result.distance <= TOLERANCE else f"above the tolerance of {TOLERANCE}"
+        lines.append(
+            f"  {result.kind}: {found.rate:.0f} pictures/s in batches of {found.batch}, one in "
+            f"{1000 * found.seconds[1]:.1f} ms, {_agreement(result)}; {verdict}"
+        )
+    return "\n".join(lines)
+
+
+def _recall(cache: Path) -> Choice | None:
+    path = cache / "choice.json"
+    try:
+        choice = Choice.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        log.warning("%s cannot be read (%s): the engine is chosen anew.", path, error)
+        return None
+    log.info("%s, as it was chosen before: see %s", choice.kind, path)
+    return choice
+
+
+def _remember(cache: Path, choice: Choice) -> None:
+    partial = cache / "choice.partial"
+    partial.write_text(choice.model_dump_json(indent=1))
+    partial.replace(cache / "choice.json")
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,66 @@
+"""The cost curve of an engine: what a batch costs, measured, and which batch size to use."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+# A batch size that reaches this share of the highest rate is as good: more pictures would only wait for each other.
+_ENOUGH = 0.97
+_RUNS = 3
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Seconds that a batch takes, by the number of pictures in it; at least the batch of one is there."""
+
+    seconds: Mapping[int, float]
+
+    @property
+    def rate(self) -> float:
+        """The highest rate, in pictures a second."""
+        return max(size / seconds for size, seconds in self.seconds.items())
+
+    @property
+    def batch(self) -> int:
+        """The smallest batch that is computed at nearly the highest rate."""
+        return min(size for size, seconds in self.seconds.items() if size / seconds >= _ENOUGH * self.rate)
+
+    def estimate(self, size: int) -> float:
+        """Seconds that a batch of `size` pictures takes: those of the next larger one that was measured."""
+        larger = [measured for measured in self.seconds if measured >= size]
+        if larger:
+            return self.seconds[min(larger)]
+        largest = max(self.seconds)
+        return self.seconds[largest] * size / largest
+
+
+def measure(compute: Callable[[int], object], max_batch: int, hopeless: float = 0) -> Curve:
+    """Time batches of 1, 2, 4, ... and `max_batch` pictures.
+
+    Ends early where larger batches bring no more pictures a second, and where the engine is slower than `hopeless`
+    pictures a second.
+
+    Args:
+        compute: computes a batch of the given size.
+        max_batch: largest size.
+        hopeless: a rate that is not worth further measuring if it was not reached at eight pictures.
+    """
+    seconds: dict[int, float] = {}
+    sizes = [1 << power for power in range(max_batch.bit_length()) if 1 << power < max_batch]
+    for size in [*sizes, max_batch]:
+        seconds[size] = _time(compute, size)
+        rates = [done / taken for done, taken in seconds.items()]
+        saturated = len(rates) > 3 and max(rates[-2:]) < max(rates[:-2]) / _ENOUGH
+        if saturated or (size >= 8 and max(rates) < hopeless):
+            break
+    return Curve(seconds)
+
+
+def _time(compute: Callable[[int], object], size: int) -> float:
+    times = []
+    for _ in range(_RUNS + 1):
+        started = time.perf_counter()
+        compute(size)
+        times.append(time.perf_counter() - started)
+    return median(times[1:])  # the first run of a size generates code

@@ -1,0 +1,137 @@
+"""The engine that runs an artifact's network with OpenVINO, converted from its TorchScript once."""
+
+import importlib.util
+import os
+import queue
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from app.serving.engine import Pixels, Probabilities, check_shape
+from training import export
+from training.artifact import Manifest
+from training.errors import ArtifactError
+
+Precision = Literal["f32", "bf16", "int8"]
+
+# What the layers that are not quantised compute in, for each precision.
+_HINTS = {"f32": "f32", "bf16": "bf16", "int8": "f32"}
+
+
+def available() -> bool:
+    """Whether OpenVINO is installed (the extra `openvino`)."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+class OpenVinoEngine:
+    """Runs a converted network on the CPU.
+
+    Args:
+        path: of `convert` or `quantise`.
+        manifest: of the version that it was converted from.
+        precision: that it computes in; `int8` takes a file of `quantise`.
+        threads: of one batch and of all together, divided among `instances`.
+        instances: batches that can be computed at a time.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, precision: Precision, threads: int, instances: int = 1) -> None:
+        self._path = path
+        self._manifest = manifest
+        self._options = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": str(instances),
+            "INFERENCE_NUM_THREADS": str(threads),
+            # Pinned threads of several processes, or of a container with a quota, would all sit on the same cores.
+            "ENABLE_CPU_PINNING": "NO",
+        }
+        self._instances = instances
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def load(self) -> None:
+        openvino = _import()
+        try:
+            compiled = openvino.Core().compile_model(str(self._path), "CPU", self._options)
+        except RuntimeError as error:
+            raise ArtifactError(f"{self._path} cannot be compiled: {error}. Remove it to have it made anew.") from error
+        for _ in range(self._instances):
+            self._requests.put(compiled.create_infer_request())
+
+    def warm_up(self, max_batch: int) -> None:
+        # Code is generated for each batch size when it is first seen, which takes longer than the batch itself.
+        for batch in range(1, max_batch + 1):
+            check_shape(self, batch, self._manifest.input_size, len(self._manifest.classes))
+
+    def predict(self, pictures: Pixels) -> Probabilities:
+        try:
+            request = self._requests.get_nowait()
+        except queue.Empty:
+            raise RuntimeError("The engine was not loaded, or more batches than it has instances.") from None
+        try:
+            # Without copies: the answer's buffer belongs to the request, and is read before the request is used again.
+            logits = request.infer({0: pictures}, share_inputs=True, share_outputs=True)[0]
+            return _softmax(logits)
+        finally:
+            self._requests.put(request)
+
+
+def convert(script: Path, size: int, target: Path) -> None:
+    """Convert a TorchScript file; the result takes any number of pictures.
+
+    Raises:
+        ArtifactError: OpenVINO cannot convert it.
+    """
+    openvino = _import()
+    network = export.load_script(script, torch.device("cpu"))
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    try:
+        model = openvino.convert_model(network, example_input=example, input=[([-1, 3, size, size], openvino.Type.u8)])
+    except Exception as error:  # the frontend raises its own types, and those of torch
+        raise ArtifactError(f"{script} cannot be converted for OpenVINO: {error}") from error
+    _save(model, target)
+
+
+def quantise(source: Path, pictures: Pixels, target: Path) -> None:
+    """Quantise weights and activations of a converted network to 8-bit integers, with NNCF.
+
+    Args:
+        source: of `convert`.
+        pictures: uint8 [N, 3, size, size] of the training split; their activations give the ranges.
+        target: where the result goes.
+    """
+    os.environ.setdefault("NNCF_CI", "1")  # NNCF sends no usage data then
+    openvino = _import()
+    import nncf  # noqa: PLC0415 (seconds to import)
+
+    calibration = nncf.Dataset(list(pictures), lambda picture: picture[None])
+    model = nncf.quantize(openvino.Core().read_model(source), calibration, subset_size=len(pictures))
+    _save(model, target)
+
+
+def _import() -> ModuleType:
+    # OpenVINO reports its import and every conversion to its makers through this package, and does without it if it
+    # cannot be imported.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino  # noqa: PLC0415 (optional)
+
+    return openvino
+
+
+def _save(model: Any, target: Path) -> None:
+    """Write a network and its weights so that the one is never there without the other."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        partial = Path(folder, target.name)
+        _import().save_model(model, partial, compress_to_fp16=False)
+        for suffix in (".bin", ".xml"):
+            partial.with_suffix(suffix).replace(target.with_suffix(suffix))
+
+
+def _softmax(logits: Probabilities) -> Probabilities:
+    powers: Probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    powers /= powers.sum(1, keepdims=True)
+    return powers

@@ -1,0 +1,94 @@
+"""Choosing an engine: the fastest that answers rightly, in spite of those that fail, and only once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.serving import choice
+from app.serving.candidates import Kind
+from app.serving.choice import Engines, Opened
+from tests.app import artifacts
+from tests.app.pictures import direct, png
+from training import artifact, picture, probe
+from training.errors import ArtifactError
+
+CPU = torch.device("cpu")
+
+
+def opened(folder: Path, cache: Path | None, wanted: Kind | str = "auto") -> Opened:
+    engines = Engines(wanted, CPU, threads=1, max_batch=8, cache=cache)  # type: ignore[arg-type]
+    return engines.open(folder, artifact.read_manifest(folder))
+
+
+def replace_probe(folder: Path, probabilities: float) -> None:
+    """Let an artifact's probe say that every class of every picture has this probability."""
+    brought = probe.read(folder / probe.PROBE)
+    probe.write(folder / probe.PROBE, probe.Probe(brought.pictures, np.full_like(brought.probabilities, probabilities)))
+
+
+def test_choice_is_right_and_remembered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = artifacts.write(tmp_path, "cifar10", seed=1)
+    with caplog.at_level("INFO"):
+        first = opened(folder, tmp_path / "engines")
+        (tried,) = [message for message in caplog.messages if "runs on" in message]
+        assert f"{first.kind}: " in tried
+        assert "chosen: the fastest of those that agree" in tried
+        caplog.clear()
+        second = opened(folder, tmp_path / "engines")
+        assert not [message for message in caplog.messages if "runs on" in message]
+    assert (second.kind, second.curve) == (first.kind, first.curve)
+    pictures = np.stack([picture.decode(png(seed), artifacts.SIZE) for seed in range(4)])
+    expected = direct(folder, *map(png, range(4)))
+    assert np.abs(second.engine.predict(pictures) - expected).max() < 0.05
+
+
+def test_damaged_memory_is_chosen_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = artifacts.write(tmp_path, "cifar10", seed=1)
+    opened(folder, tmp_path / "engines", "torchscript-f32")
+    (remembered,) = (tmp_path / "engines").glob("*/choice.json")
+    remembered.write_text("{")
+    assert opened(folder, tmp_path / "engines", "torchscript-f32").kind == "torchscript-f32"
+    assert any("is chosen anew" in message for message in caplog.messages)
+    assert len(remembered.read_text()) > 10
+
+
+def test_engines_that_disagree_with_the_artifact_are_not_used(tmp_path: Path) -> None:
+    folder = artifacts.write(tmp_path, "cifar10", seed=1)
+    replace_probe(folder, 0.5)
+    with pytest.raises(ArtifactError, match=r"probabilities up to .* off"):
+        opened(folder, tmp_path / "engines")
+
+
+def test_engine_that_is_wanted_is_used_though_it_disagrees(tmp_path: Path) -> None:
+    folder = artifacts.write(tmp_path, "cifar10", seed=1)
+    replace_probe(folder, 0.5)
+    assert opened(folder, tmp_path / "engines", "openvino-f32").kind == "openvino-f32"
+
+
+def test_artifact_without_probe_is_tried_on_noise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = artifacts.write(tmp_path, "cifar10", seed=1, probed=False)
+    assert opened(folder, None).curve.rate > 0
+    assert any("compared on noise" in message for message in caplog.messages)
+    with pytest.raises(ArtifactError, match="brings no probe"):
+        opened(folder, None, "openvino-int8")
+
+
+def test_cache_that_cannot_be_written_costs_only_the_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = artifacts.write(tmp_path, "cifar10", seed=1)
+    (tmp_path / "engines").write_text("a file is in the way")
+    assert opened(folder, tmp_path / "engines", "torchscript-f32").kind == "torchscript-f32"
+    assert any("cannot be written" in message for message in caplog.messages)
+
+
+def test_engine_that_crashes_costs_only_itself() -> None:
+    started = '{"started":"openvino-f32"}'
+    found = choice.run_trial(["sh", "-c", f"echo '{started}'; echo divided by zero >&2; kill -FPE $$"])
+    assert [result.kind for result in found] == ["openvino-f32"]
+    assert "ended with -8: divided by zero" in str(found[0].error)
+
+
+def test_trial_that_cannot_start_is_an_error() -> None:
+    with pytest.raises(ArtifactError, match="cannot be tried: no such thing"):
+        choice.run_trial(["sh", "-c", "echo no such thing >&2; exit 1"])

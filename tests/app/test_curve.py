@@ -1,0 +1,38 @@
+"""Cost curves: which batch size they choose, and when measuring ends."""
+
+import pytest
+
+from app.serving import curve
+from app.serving.curve import Curve
+
+
+@pytest.mark.parametrize(
+    ("seconds", "batch", "rate"),
+    [
+        ({1: 1.0}, 1, 1),
+        ({1: 1.0, 2: 1.0, 4: 1.0}, 4, 4),  # a batch costs what a picture costs
+        ({1: 1.0, 2: 2.0, 4: 4.0}, 1, 1),  # batches bring nothing
+        ({1: 1.0, 2: 1.5, 4: 2.95, 8: 5.9}, 2, 8 / 5.9),  # the last bit is not worth the wait
+        ({1: 1.0, 2: 1.5, 4: 6.0}, 2, 2 / 1.5),
+    ],
+)
+def test_smallest_batch_at_nearly_the_highest_rate(seconds: dict[int, float], batch: int, rate: float) -> None:
+    assert Curve(seconds).batch == batch
+    assert Curve(seconds).rate == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("size", "seconds"), [(1, 1), (2, 3), (3, 4), (4, 4), (8, 8)])
+def test_estimate_is_that_of_the_next_larger_batch(size: int, seconds: float) -> None:
+    assert Curve({1: 1, 2: 3, 4: 4}).estimate(size) == seconds
+
+
+def test_every_size_is_measured_while_it_pays() -> None:
+    assert list(curve.measure(lambda size: [0] * size, 1).seconds) == [1]
+    calls: list[int] = []
+    curve.measure(calls.append, 12, hopeless=0)
+    assert calls[:5] == [1, 1, 1, 1, 2]
+    assert set(calls) <= {1, 2, 4, 8, 12}
+
+
+def test_hopeless_engine_is_not_measured_to_the_end() -> None:
+    assert max(curve.measure(lambda _: None, 64, hopeless=1e12).seconds) == 8

@@ -1,0 +1,78 @@
+"""The engine that runs an artifact's network with OpenVINO."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.serving import openvino
+from app.serving.engine import Pixels
+from app.serving.openvino import OpenVinoEngine, Precision
+from tests.app.artifacts import SIZE
+from tests.app.pictures import direct, png
+from training import artifact, picture, probe
+from training.errors import ArtifactError
+
+
+@pytest.fixture(scope="module")
+def folder(models: Path) -> Path:
+    return models / "cifar10/1"
+
+
+@pytest.fixture(scope="module")
+def network(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted network."""
+    path = tmp_path_factory.mktemp("openvino") / "network.xml"
+    openvino.convert(folder / artifact.SCRIPT, SIZE, path)
+    return path
+
+
+def pictures(count: int) -> Pixels:
+    return np.stack([picture.decode(png(seed), SIZE) for seed in range(count)])
+
+
+def opened(path: Path, folder: Path, precision: Precision, instances: int = 1) -> OpenVinoEngine:
+    engine = OpenVinoEngine(path, artifact.read_manifest(folder), precision, threads=2, instances=instances)
+    engine.load()
+    engine.warm_up(4)
+    return engine
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("f32", 1e-4), ("bf16", 0.1)])
+def test_answers_are_the_probabilities_of_the_file(
+    network: Path, folder: Path, precision: Precision, tolerance: float
+) -> None:
+    found = opened(network, folder, precision).predict(pictures(5))
+    assert found.dtype == np.dtype(np.float32)
+    assert np.allclose(found.sum(1), 1, atol=1e-5)
+    assert np.allclose(found, direct(folder, *map(png, range(5))), atol=tolerance)
+
+
+def test_instances_answer_side_by_side(network: Path, folder: Path) -> None:
+    engine = opened(network, folder, "f32", instances=2)
+    data = pictures(16)
+    expected = engine.predict(data)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda number: engine.predict(data[number : number + 1])[0], range(16)))
+    assert np.allclose(found, expected, atol=1e-5)
+
+
+def test_quantised_network_answers_alike(network: Path, folder: Path, tmp_path: Path) -> None:
+    brought = probe.read(folder / probe.PROBE)
+    openvino.quantise(network, brought.pictures, tmp_path / "int8.xml")
+    found = opened(tmp_path / "int8.xml", folder, "int8").predict(brought.pictures)
+    assert (found.argmax(1) == brought.probabilities.argmax(1)).mean() > 0.7
+    assert (tmp_path / "int8.bin").stat().st_size < 0.5 * network.with_suffix(".bin").stat().st_size
+
+
+def test_damaged_network_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "network.xml").write_text("no network")
+    engine = OpenVinoEngine(tmp_path / "network.xml", artifact.read_manifest(folder), "f32", threads=1)
+    with pytest.raises(ArtifactError, match="Remove it to have it made anew"):
+        engine.load()
+
+
+def test_engine_that_was_not_loaded_says_so(network: Path, folder: Path) -> None:
+    with pytest.raises(RuntimeError, match="not loaded"):
+        OpenVinoEngine(network, artifact.read_manifest(folder), "f32", threads=1).predict(pictures(1))
