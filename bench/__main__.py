@@ -1,0 +1,165 @@
+"""`python -m bench`: the figures of this machine, as ratios of measurements in one run."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from app.serving.choice import Engines, Opened
+from app.serving.curve import measure
+from bench import models, overload, pictures
+from bench.server import Server, serve
+from training import artifact, machine
+
+_LOAD = Path(__file__).with_name("load.lua")
+_WARM_UP_SECONDS = 2
+_CEILING_ROUNDS = 3
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="where models and logs are kept")
+    parser.add_argument("--seconds", type=int, default=5, help="of each load")
+    parser.add_argument("--engine", default="auto", help="APP_ENGINE of the service")
+    parser.add_argument("--recipe", action="append", help="resnet18 or resnet20; both unless given")
+    parser.add_argument("--skip-plain", action="store_true", help="without the plain FastAPI server")
+    options = parser.parse_args()
+    if not shutil.which("wrk"):
+        sys.exit("The load comes from wrk. Install it (Debian and Ubuntu: apt install wrk) and run again.")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    _say(f"Machine: {machine.describe(machine.choose_device('cpu'))}")
+    for recipe in options.recipe or ["resnet18", "resnet20"]:
+        Bench(options, recipe).run()
+
+
+class Bench:
+    """All measurements with one architecture."""
+
+    def __init__(self, options: argparse.Namespace, recipe: str) -> None:
+        self._options = options
+        self._recipe = recipe
+        self._folder: Path = options.folder
+        self._version = models.make(options.folder, recipe)
+        self._ceiling = 0.0
+
+    def run(self) -> None:
+        """Print one line for each measurement."""
+        with self._ours():
+            pass  # the engine is chosen once; from now on the choice is remembered
+        opened = self._engine()
+        self._ceiling = self._measure(opened)
+        chosen = f"{opened.kind}, batches of {opened.curve.batch}"
+        _say(f"\n{self._recipe}: engine alone {self._ceiling:.0f} pictures/s ({chosen})")
+        del opened
+        with self._ours() as server:
+            _say(f"service: ready after {server.start_seconds:.1f} s, idle {server.busy_cores(5):.3f} cores")
+            peak = self._loads(server)
+            self._overload(server, peak)
+        if not self._options.skip_plain:
+            with self._plain() as server:
+                self._load(server, "plain FastAPI, small PNG", *pictures.form(pictures.small()), 1)
+                self._load(server, "plain FastAPI, small PNG", *pictures.form(pictures.small()), 64)
+
+    def _loads(self, server: Server) -> float:
+        form = pictures.form(pictures.small())
+        self._load(server, "small PNG", *form, 1)
+        self._load(server, "small PNG", *form, 16)
+        peak = self._load(server, "small PNG", *form, 64)
+        self._load(server, "small PNG, raw body", pictures.small(), "image/png", 64)
+        batch = pictures.form(*map(pictures.small, range(32)))
+        self._load(server, "32 PNG a request", *batch, 2, pictures=32)
+        if self._recipe == "resnet18":
+            for connections in (1, 16, 64):
+                self._load(server, "12-megapixel JPEG", *pictures.form(pictures.photo()), connections)
+        return peak
+
+    def _load(
+        self, server: Server, what: str, body: bytes, content_type: str, connections: int, pictures: int = 1
+    ) -> float:
+        """Pictures a second under a closed load: each connection sends its next request when it has its answer."""
+        path = self._folder / "body.bin"
+        path.write_bytes(body)
+        environment = {**os.environ, "BODY": str(path), "CTYPE": content_type}
+        for seconds in (_WARM_UP_SECONDS, self._options.seconds):
+            command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "--latency"]
+            out = subprocess.run(  # noqa: S603 (our own command)
+                [*command, "-s", str(_LOAD), f"{server.url}/predict"],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        found = json.loads(next(line for line in out.splitlines() if line.startswith("RESULT"))[7:])
+        rate = float(found["rate"]) * pictures
+        _say(
+            f"  {what:<26} c={connections:<3} {rate:8.1f} pictures/s ({rate / self._ceiling:4.0%} of the engine)  "
+            f"p50 {found['p50']:7.1f} ms  p99 {found['p99']:7.1f} ms  errors {found['errors']}  "
+            f"memory {server.memory_mb():5.0f} MB"
+        )
+        return rate
+
+    def _overload(self, server: Server, peak: float) -> None:
+        form = pictures.form(pictures.small())
+        for share in (1.0, 1.5):
+            found = overload.run(f"{server.url}/predict", *form, share * peak, self._options.seconds)
+            _say(
+                f"  open load at {share:.0%} of the peak: {found.offered:.0f}/s came, {found.goodput:.0f}/s answered "
+                f"({found.goodput / peak:.0%} of the peak), {found.refused:.0f}/s refused with Retry-After, "
+                f"{found.others} other answers, p99 {found.p99:.0f} ms; a request one second later {found.after:.1f} ms"
+            )
+
+    def _engine(self) -> Opened:
+        shares = machine.divide()
+        device = machine.choose_device("cpu")
+        engines = Engines(self._options.engine, device, shares.engine, 64, self._folder / "data" / "engines")
+        return engines.open(self._version, artifact.read_manifest(self._version))
+
+    def _measure(self, opened: Opened) -> float:
+        """The engine's rate in its best batch, measured now: the median of several rounds."""
+        size = artifact.read_manifest(self._version).input_size
+        batches = np.random.default_rng(0).integers(0, 256, (64, 3, size, size), dtype=np.uint8)
+        rounds = [
+            measure(lambda number: opened.engine.predict(batches[:number]), 64).rate for _ in range(_CEILING_ROUNDS)
+        ]
+        return float(np.median(rounds))
+
+    @contextmanager
+    def _ours(self) -> Iterator[Server]:
+        environment = {
+            "APP_MODELS_DIR": str(self._version.parent.parent),
+            "APP_DATA_DIR": str(self._folder / "data"),
+            "APP_DEFAULT_MODEL": self._recipe,
+            "APP_ENGINE": self._options.engine,
+        }
+        command = [sys.executable, "-m", "app", "serve", "--port", "{port}"]
+        with serve(command, environment, "/readyz", self._folder / "service.log") as server:
+            body, content_type = pictures.form(pictures.small())
+            answer = httpx.post(f"{server.url}/predict", content=body, headers={"Content-Type": content_type})
+            answer.raise_for_status()
+            yield server
+
+    @contextmanager
+    def _plain(self) -> Iterator[Server]:
+        side = str(artifact.read_manifest(self._version).input_size)
+        environment = {"BENCH_SCRIPT": str(self._version / artifact.SCRIPT), "BENCH_SIDE": side}
+        command = ["env", "BENCH_PORT={port}", sys.executable, "-m", "bench.plain"]
+        with serve(command, environment, "/readyz", self._folder / "plain.log") as server:
+            yield server
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
