@@ -38,13 +38,11 @@ async def read_uploads(request: Request, max_files: int, ticket: Ticket) -> list
     """
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return _read_form(await _body(request.receive, ticket), content_type, max_files)
-    if kind.startswith("image/"):
+    if kind == "multipart/form-data" or kind.startswith("image/"):
         data = await _body(request.receive, ticket)
         if not data:
             raise InvalidRequestError(f"The request body is empty. {_HOW}")
-        return [Upload(None, data)]
+        return [Upload(None, data)] if kind.startswith("image/") else _read_form(data, content_type, max_files)
     if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
         raise InvalidRequestError(f"The request has no body. {_HOW}")
     raise UnsupportedMediaError(f"The content type is {kind or 'missing'}. {_HOW}")

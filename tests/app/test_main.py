@@ -26,7 +26,7 @@ def test_both_kinds_of_body_are_documented(document: dict[str, Any]) -> None:
 def test_answers_are_documented(document: dict[str, Any]) -> None:
     answers = document["paths"]["/predict"]["post"]["responses"]
     assert answers["200"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Predictions"}
-    assert set(answers) == {"200", "404", "413", "415", "422", "429", "500", "503"}
+    assert set(answers) == {"200", "404", "413", "415", "422", "429", "500", "503", "504"}
     problem = answers["415"]["content"]["application/problem+json"]["schema"]["$ref"]
     assert problem.rpartition("/")[2] in document["components"]["schemas"]
 
