@@ -63,7 +63,7 @@ class _Connection(asyncio.Protocol):
 class _Client:
     def __init__(self, url: str, body: bytes, content_type: str) -> None:
         address = urlsplit(url)
-        self._host, self._port = address.hostname, address.port
+        self._host, self._port = address.hostname or "", address.port or 80
         self._request = (
             f"POST {address.path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {content_type}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n".encode()

@@ -1,5 +1,6 @@
 """The engine that runs an artifact's network with OpenVINO, converted from its TorchScript once."""
 
+import importlib
 import importlib.util
 import os
 import queue
@@ -117,9 +118,7 @@ def _import() -> ModuleType:
     # OpenVINO reports its import and every conversion to its makers through this package, and does without it if it
     # cannot be imported.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino  # noqa: PLC0415 (optional)
-
-    return openvino
+    return importlib.import_module("openvino")
 
 
 def _save(model: Any, target: Path) -> None:
