@@ -18,7 +18,7 @@ MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
 )
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")  # of JPEG, PNG and GIF
 DEFAULT_MAX_PIXELS = 50_000_000
-_DRAFT = 2  # least sides of a scaled JPEG, in sides of the network's input
+_DRAFT = 8  # least sides of a scaled JPEG, in sides of the network's input
 
 # Pillow's own guard has a fixed limit and warns before it raises; `open_picture` applies the limit it is given.
 Image.MAX_IMAGE_PIXELS = None

@@ -76,20 +76,20 @@ def test_exif_orientation_is_applied(orientation: int, format_: str) -> None:
     assert np.array_equal(decode(data, 32), pixels(upright))
 
 
-@pytest.mark.parametrize(("side", "scaled"), [(127, 127), (128, 64), (255, 128), (256, 64), (512, 64), (2048, 256)])
+@pytest.mark.parametrize(("side", "scaled"), [(511, 511), (512, 256), (1024, 256), (2048, 256), (4096, 512)])
 def test_large_jpeg_is_decoded_at_a_fraction_of_its_size(side: int, scaled: int) -> None:
     image = draw(5).resize((side, side + 40), Image.Resampling.BICUBIC)
     opened = open_scaled(encode(image, "JPEG", quality=95), 32)
     assert opened.width == scaled
     found = render(opened, 32)
     expected = pixels(image.resize((32, 32), Image.Resampling.BILINEAR))
-    assert np.abs(found.astype(int) - expected).mean() < 2
+    assert np.abs(found.astype(int) - expected).mean() < 1
 
 
 @pytest.mark.parametrize("format_", ["PNG", "BMP", "WEBP"])
 def test_other_formats_are_decoded_whole(format_: str) -> None:
-    image = draw(5).resize((512, 512))
-    assert open_scaled(encode(image, format_), 32).size == (512, 512)
+    image = draw(5).resize((1024, 1024))
+    assert open_scaled(encode(image, format_), 32).size == (1024, 1024)
 
 
 def test_sixth_orientation_is_a_quarter_turn_to_the_right() -> None:
