@@ -2,7 +2,6 @@
 
 import io
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
