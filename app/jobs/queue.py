@@ -63,7 +63,7 @@ class JobQueue:
                     "workflow_name": WORKFLOW,
                     "queue_name": QUEUE,
                     "workflow_id": job,
-                    # Jobs of one model run one after another, in the order they came, on however many machines.
+                    # Jobs of one model run one after another, on however many machines.
                     "queue_partition_key": request.name,
                 },
                 request.model_dump(mode="json"),
@@ -91,6 +91,8 @@ class JobQueue:
         """Jobs, the newest first."""
         with self._connected() as client:
             found = client.list_workflows(name=WORKFLOW, sort_desc=True, limit=limit, offset=offset)
+        # The database may know the time of their creation in whole seconds only.
+        found.sort(key=lambda status: (status.created_at or 0, status.workflow_id), reverse=True)
         return [self._job(status) for status in found]
 
     def cancel(self, job: str) -> Job:
