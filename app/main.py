@@ -10,7 +10,7 @@ from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from app import errors
-from app.api import canary, finetune, health, models, predict
+from app.api import canary, finetune, health, models, page, predict
 from app.jobs.queue import JobQueue
 from app.middleware import ApiKey, BodyLimit, Limit
 from app.registry import Registry
@@ -102,6 +102,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(finetune.router, dependencies=secured)
     app.include_router(canary.router, dependencies=secured)
     app.include_router(health.router)
+    app.include_router(page.router)
+    app.mount("/web", page.files)
     return app
 
 
