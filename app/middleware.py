@@ -63,7 +63,7 @@ def _too_large(limit: Limit) -> BodyTooLargeError:
 
 
 class ApiKey:
-    """Lets only requests with one of the keys pass. The page, and whether the service lives and is ready, are open to all.
+    """Lets only requests with one of the keys pass. The page, and whether the service lives, are open to all.
 
     Args:
         keys: the keys, in plain text.
@@ -74,16 +74,12 @@ class ApiKey:
         self.keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-<<<<<<< HEAD
-        if scope["type"] != "http" or scope["path"] in _OPEN_PATHS:
+        if scope["type"] != "http" or _open(scope["path"]):
             await self.app(scope, receive, send)
             return
         number = self._number(Headers(scope=scope))
         if number:
             scope["api_key"] = number  # which key it was, for the audit log
-=======
-        if scope["type"] != "http" or _open(scope["path"]) or self._allowed(Headers(scope=scope)):
->>>>>>> 23ffc65 (Show the service in a browser)
             await self.app(scope, receive, send)
             return
         error = UnauthorizedError(
@@ -97,12 +93,8 @@ class ApiKey:
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         # Every key is compared, and in constant time: how long it takes tells nothing.
         matches = [hmac.compare_digest(given.encode("latin-1"), key) for key in self.keys]
-<<<<<<< HEAD
         return matches.index(True) + 1 if any(matches) else 0
-=======
-        return any(matches)
 
 
 def _open(path: str) -> bool:
     return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
->>>>>>> 23ffc65 (Show the service in a browser)

@@ -27,11 +27,15 @@ async function call(path, options = {}) {
 
 function explain(status, text) {
   try {
-    const {title, detail, problems} = JSON.parse(text);
-    return problems ? [title, ...problems.map((each) => each.message ?? each)].join("\n") : detail || title;
+    return failure(JSON.parse(text));
   } catch {
     return `The service answered ${status}.`;
   }
+}
+
+/** What went wrong, a problem of the data a line. */
+function failure({detail, errors = []}) {
+  return errors.length ? errors.map((each) => each.detail ?? each).join("\n") : detail;
 }
 
 function show(error) {
@@ -52,17 +56,16 @@ async function act(action) {
 
 async function refresh() {
   const {models} = await (await call("models")).json();
+  const usable = models.filter((model) => model.aliases.production !== null);
+  fillSelect($("model"), usable.map(({name}) => new Option(name)), usable.find((model) => model.default)?.name);
+  fillSelect($("base"), [new Option("what fits", ""), ...usable.map(({name}) => new Option(name))], "");
   await Promise.all([fillModels(models), fillJobs()]);
-  fillSelect($("model"), models.filter((model) => model.serving !== null), (model) => model.default);
-  fillSelect($("base"), models.filter((model) => model.aliases.production !== null), (model) => model.default);
 }
 
-function fillSelect(select, models, preferred) {
-  const before = select.value;
-  select.replaceChildren(...models.map((model) => {
-    const chosen = before ? model.name === before : preferred(model);
-    return new Option(model.name, model.name, chosen, chosen);
-  }));
+function fillSelect(select, options, preferred) {
+  const before = select.value || preferred;
+  select.replaceChildren(...options);
+  if (options.some((option) => option.value === before)) select.value = before;
 }
 
 async function classify(files) {
@@ -119,6 +122,7 @@ async function submit(form) {
   const files = chosenFiles();
   if (!files.length) throw new Error("Choose a folder of pictures first.");
   const body = new FormData(form);
+  if (!body.get("base")) body.delete("base");
   body.append("dataset", pack(files), `${body.get("name")}.tar`);
   const job = await send("finetune", body);
   form.reset();
@@ -172,8 +176,8 @@ function showJob(item, job) {
   bar.value = epochs ? epoch / epochs : 0;
   const detail = item.querySelector(".detail");
   detail.classList.toggle("error", job.status === "failed");
-  if (job.error) detail.textContent = job.error.detail ?? job.error;
-  else if (job.result) detail.textContent = `Version ${job.result.version} of ${job.result.model} is ready.`;
+  if (job.error) detail.textContent = failure(job.error);
+  else if (job.result) detail.textContent = `Version ${job.result.version}. ${job.result.reason}`;
   else {
     detail.textContent = [
       epochs && `epoch ${epoch} of ${epochs}`,

@@ -11,10 +11,13 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.app import pictures
+from tests.app import artifacts, pictures
 from tests.app.process import Server, serve
+from tests.encoding import encode
+from tests.training.shapes import draw
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+TRAINING_MS = 240_000
 browsing = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
@@ -62,9 +65,7 @@ def test_chosen_pictures_get_their_answers_and_a_broken_one_its_own_error(page: 
     files = [("one.png", pictures.png(1)), ("broken.png", b"no picture"), ("two.png", pictures.png(2))]
     told = client.post("/predict?model=cifar10", files=[("file", file) for file in files]).json()["predictions"]
     expect(page.locator("#model")).to_have_value("cifar10")
-    page.set_input_files(
-        "#pictures", [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in files]
-    )
+    page.set_input_files("#pictures", [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in files])
     items = page.locator("#answers li")
     expect(items).to_have_count(3)
     expect(items.locator("strong")).to_have_text([told[0]["label"], "", told[2]["label"]])
@@ -82,13 +83,49 @@ def test_versions_and_what_is_wrong_with_them_are_listed(page: Page) -> None:
 
 @browsing
 def test_a_key_is_asked_for_and_used(browser: Browser, models: Path) -> None:
-    with serve(models, api_keys='["right-key"]') as guarded:
+    with serve(models, api_keys="right-key") as guarded:
         for page in opened(browser, guarded):
             expect(page.locator("#key")).to_be_visible()
             page.fill("#key input", "right-key")
             page.click("#key button")
             expect(page.locator("#model")).to_have_value("cifar10")
             expect(page.locator("#key")).to_be_hidden()
+
+
+@browsing
+def test_a_folder_of_pictures_becomes_a_model_that_answers(browser: Browser, tmp_path: Path) -> None:
+    artifacts.write(tmp_path / "models", "cifar10", seed=1)
+    folder = tmp_path / "shapes"
+    for kind in ("disc", "cross"):
+        (folder / kind).mkdir(parents=True)
+        for number in range(30):
+            (folder / kind / f"{number}.png").write_bytes(encode(draw(kind, number)))
+    with serve(tmp_path / "models", data_dir=tmp_path / "data", finetune_workers=1) as running:
+        for page in opened(browser, running):
+            page.set_input_files("#folder", folder)
+            expect(page.locator("#folder-chosen")).to_have_text("60 files in cross, disc")
+            page.fill("[name=name]", "shapes")
+            page.click("#train button")
+            expect(page.locator("#jobs li")).to_contain_text("succeeded", timeout=TRAINING_MS)
+            expect(page.locator("#models article", has_text="shapes")).to_contain_text("in production")
+            page.select_option("#model", "shapes")
+            page.set_input_files("#pictures", folder / "disc" / "0.png")
+            expect(page.locator("#answers strong")).to_have_text(re.compile("disc|cross"))
+
+
+@browsing
+def test_what_is_wrong_with_a_folder_is_said(browser: Browser, tmp_path: Path) -> None:
+    folder = tmp_path / "pets"
+    (folder / "cat").mkdir(parents=True)
+    (folder / "cat" / "1.png").write_bytes(b"no picture")
+    artifacts.write(tmp_path / "models", "cifar10", seed=1)
+    with serve(tmp_path / "models", data_dir=tmp_path / "data", finetune_workers=1) as running:
+        for page in opened(browser, running):
+            page.set_input_files("#folder", folder)
+            page.fill("[name=name]", "pets")
+            page.click("#train button")
+            expect(page.locator("#problem")).to_contain_text("cat/1.png")
+            expect(page.locator("#jobs li")).to_have_count(0)
 
 
 @browsing
