@@ -109,7 +109,7 @@ class _Sum(torch.autograd.Function):
         return _added(values)
 
     @staticmethod
-    def backward(_: Any, gradients: Tensor) -> Tensor:  # type: ignore[override]  # one input, one gradient
+    def backward(_: Any, gradients: Tensor) -> Tensor:
         return _added(gradients)
 
 
@@ -132,13 +132,14 @@ class SharedBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         size = dist.get_world_size()
         values = x.float()
-        moments = torch.stack([values.mean((0, 2, 3)), values.square().mean((0, 2, 3))])
-        mean, square = _Sum.apply(moments) / size
+        moments: Tensor = _Sum.apply(torch.stack([values.mean((0, 2, 3)), values.square().mean((0, 2, 3))]))
+        mean, square = moments / size
         variance = (square - mean.square()).clamp(min=0)
         self._follow(mean.detach(), variance.detach(), size * x.numel() // x.shape[1])
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
-        return (values * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)).to(x.dtype)
+        out: Tensor = values * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        return out.to(x.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -76,30 +77,29 @@ def load_script(path: Path, device: torch.device) -> Script:
         ) from error
 
 
-def frozen(script: torch.jit.ScriptModule) -> Script:
+def frozen(script: Script) -> Script:
     """The same script with its weights made constants, so that torch folds what can be computed beforehand."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*")
         return torch.jit.freeze(script)  # type: ignore[no-any-return]
 
 
-def reduced(
-    script: torch.jit.ScriptModule, normalise: Normalisation, temperature: float, precision: torch.dtype
-) -> Script:
-    """A script whose network computes in a shorter number format, channels last; the rest of `Served` does not.
+def reduced(script: Script, precision: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """A script whose network computes in a shorter number format, channels last; its other parts do not.
 
     Args:
-        script: of `load_script`, written by `save_script`.
-        normalise: as it is inside the script, which cannot be told to keep it in float32.
-        temperature: likewise.
+        script: of `load_script`, written by `save_script`; it is used up.
         precision: bfloat16 or float16.
+
+    Raises:
+        ArtifactError: the file's parts have no names, as in those that were not written by `save_script`.
     """
-    device = script.scale.device
-    network = frozen(script.network.to(device, precision, memory_format=torch.channels_last))
-    outer = Served(nn.Identity(), normalise, temperature).to(device)
+    if not hasattr(script, "preprocess"):
+        raise ArtifactError("The file has no named parts, so its network cannot be run alone. Export it anew.")
+    network = frozen(script.network.to(precision, memory_format=torch.channels_last))
 
     def run(images: Tensor) -> Tensor:
-        pixels = (images.float() * outer.scale + outer.shift).to(precision)
-        return network(pixels).float() / temperature
+        logits: Tensor = script.calibration(network(script.preprocess(images).to(precision)).float())
+        return logits
 
     return run

@@ -107,12 +107,14 @@ def _sharpness(images: Tensor, level: Tensor) -> Tensor:
 
 def _blend(images: Tensor, others: Tensor, level: Tensor) -> Tensor:
     share = (1 + 0.99 * level).view(-1, 1, 1, 1)
-    return (share * images + (1 - share) * others).clamp(0, 255)
+    blended: Tensor = share * images + (1 - share) * others
+    return blended.clamp(0, 255)
 
 
 def _grey(images: Tensor) -> Tensor:
     red, green, blue = images.split(1, dim=1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).floor()
+    grey: Tensor = 0.2989 * red + 0.587 * green + 0.114 * blue
+    return grey.floor()
 
 
 def _posterize(images: Tensor, level: Tensor) -> Tensor:

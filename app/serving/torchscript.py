@@ -1,14 +1,15 @@
 """The engine that runs an artifact's TorchScript with torch."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from app.serving.engine import Pixels, Probabilities, check_shape
 from training import artifact, export
 from training.artifact import Manifest
-from training.normalisation import Normalisation
 
 Precision = Literal["f32", "bf16", "f16"]
 
@@ -23,7 +24,7 @@ class TorchScriptEngine:
         manifest: of the version.
         device: where it runs.
         precision: `f32` runs the file as it is; with the others the network inside it computes in that format, and
-            only normalisation, temperature and softmax stay in float32.
+            only normalisation, calibration and softmax stay in float32.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, device: torch.device, precision: Precision = "f32") -> None:
@@ -31,15 +32,14 @@ class TorchScriptEngine:
         self._manifest = manifest
         self._device = device
         self._precision = precision
-        self._script: export.Script | None = None
+        self._script: Callable[[Tensor], Tensor] | None = None
 
     def load(self) -> None:
         script = export.load_script(self._path, self._device)
         if self._precision == "f32":
             self._script = export.frozen(script)
         else:
-            normalise = Normalisation(self._manifest.mean, self._manifest.std)
-            self._script = export.reduced(script, normalise, self._manifest.temperature, _TYPES[self._precision])
+            self._script = export.reduced(script, _TYPES[self._precision])
 
     def warm_up(self, max_batch: int) -> None:
         # The first two runs of a script are profiled and compiled; the third is as quick as any later one.

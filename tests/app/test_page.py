@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
 
 from tests.app import artifacts, pictures
 from tests.app.process import Server, serve
@@ -65,7 +65,8 @@ def test_chosen_pictures_get_their_answers_and_a_broken_one_its_own_error(page: 
     files = [("one.png", pictures.png(1)), ("broken.png", b"no picture"), ("two.png", pictures.png(2))]
     told = client.post("/predict?model=cifar10", files=[("file", file) for file in files]).json()["predictions"]
     expect(page.locator("#model")).to_have_value("cifar10")
-    page.set_input_files("#pictures", [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in files])
+    chosen: list[FilePayload] = [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in files]
+    page.set_input_files("#pictures", chosen)
     items = page.locator("#answers li")
     expect(items).to_have_count(3)
     expect(items.locator("strong")).to_have_text([told[0]["label"], "", told[2]["label"]])

@@ -52,7 +52,7 @@ def test_the_loss_rises_more_than_by_chance() -> None:
 
 def test_the_network_is_left_as_it_was() -> None:
     model = network().train()
-    model.stem.eval()  # type: ignore[union-attr, operator]
+    model.stem.eval()  # type: ignore[union-attr]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     images = NORMALISE(split(4, 0).images)

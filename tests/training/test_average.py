@@ -14,14 +14,14 @@ def network() -> nn.Module:
 def test_it_is_the_weighted_mean_of_all_steps() -> None:
     live = network()
     average = Average(live, decay=0.5)
-    expected = live[0].weight.detach().clone()
+    expected = live.get_parameter("0.weight").detach().clone()
     for step in range(1, 9):
         with torch.no_grad():
-            live[0].weight.add_(step)
+            live.get_parameter("0.weight").add_(step)
         average.update()
         decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * live[0].weight.detach()
-    torch.testing.assert_close(average.network[0].weight.detach(), expected)
+        expected = decay * expected + (1 - decay) * live.get_parameter("0.weight").detach()
+    torch.testing.assert_close(average.network.get_parameter("0.weight").detach(), expected)
 
 
 def test_norm_statistics_are_averaged_and_batches_counted() -> None:
@@ -32,7 +32,7 @@ def test_norm_statistics_are_averaged_and_batches_counted() -> None:
     kept = average.network.state_dict()
     assert kept["1.num_batches_tracked"] == 1
     share = 1 - 2 / 11
-    torch.testing.assert_close(kept["1.running_mean"], share * live[1].running_mean)
+    torch.testing.assert_close(kept["1.running_mean"], share * live.get_buffer("1.running_mean"))
 
 
 def test_the_network_itself_is_left_alone() -> None:
@@ -51,7 +51,7 @@ def test_a_restored_average_goes_on_the_same() -> None:
     one.update()
     other.restore(one.state())
     with torch.no_grad():
-        live[0].weight.add_(1)
+        live.get_parameter("0.weight").add_(1)
     one.update()
     other.update()
     torch.testing.assert_close(one.network.state_dict(), other.network.state_dict(), rtol=0, atol=0)

@@ -21,7 +21,17 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench(shapes: Path, models: Path, *arguments: str) -> list[str]:
     """The table's rows."""
     settings = [part for override in TINY for part in ("--set", override)]
-    command = [sys.executable, "-m", "bench.train", "--data", shapes, "--models", models, *settings, *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.train",
+        "--data",
+        str(shapes),
+        "--models",
+        str(models),
+        *settings,
+        *arguments,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return [line for line in done.stdout.splitlines() if line.startswith("| ")][2:]

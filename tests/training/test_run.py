@@ -155,8 +155,8 @@ def test_one_seed_gives_the_same_losses_and_weights(tmp_path: Path, shapes: Path
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     tmp_path: Path, shapes: Path, models: Path, signal_: signal.Signals
 ) -> None:
-    arguments = ("train", *FAST, *METHODS, "--set", "epochs=6", "--data", shapes, "--name", "shapes")
-    arguments = (*arguments, "--models", str(tmp_path))
+    settings = ("train", *FAST, *METHODS, "--set", "epochs=6", "--data", shapes, "--name", "shapes")
+    arguments = (*settings, "--models", str(tmp_path))
     with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         seen = []
@@ -215,8 +215,8 @@ def test_a_run_that_needs_too_much_memory_says_what_to_change(tmp_path: Path, sh
     # What the stem puts out would take 64 GiB in bfloat16.
     huge = ("network.architecture=resnet", "network.arguments={blocks=[1], width=2048}", "network.input_size=512")
     settings = [part for value in (*huge, "batch_size=64", "validation=4") for part in ("--set", value)]
-    arguments = ("train", "--recipe", "resnet20", *settings, "--device", "cpu", "--data", shapes, "--name", "x")
-    done = training(*arguments, "--set", "epochs=1", "--models", tmp_path, preexec_fn=allow_40_gib)
+    arguments = ("train", "--recipe", "resnet20", *settings, "--device", "cpu", "--data", str(shapes), "--name", "x")
+    done = training(*arguments, "--set", "epochs=1", "--models", str(tmp_path), preexec_fn=allow_40_gib)
     assert done.returncode == 1
     assert "Memory ran out. Lower batch_size, now 64, or raise accumulate, now 1." in done.stderr
     assert "Traceback" not in done.stderr
