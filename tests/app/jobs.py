@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from PIL import ImageOps
 
 from tests.encoding import encode
 from tests.training.shapes import draw
@@ -16,17 +17,20 @@ from tests.training.shapes import draw
 Job = dict[str, Any]
 
 # Trained from scratch, because that is the same path through queue and worker and needs no base.
-TINY: dict[str, Any] = {"recipe": "resnet20", "batch_size": "16"}
+TINY: dict[str, Any] = {"recipe": "resnet20", "batch_size": "16", "learning_rate": "0.05"}
 END_SECONDS = 240.0
 
 
 def shapes(count: int = 30, first: int = 0, extra: Mapping[str, bytes] | None = None) -> bytes:
-    """A zip of `count` discs and as many crosses, and of other files by their path."""
+    """A zip of `count` discs on dark ground and as many crosses on light ground, and of other files by their path."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for kind in ("disc", "cross"):
             for number in range(first, first + count):
-                archive.writestr(f"{kind}/{number}.png", encode(draw(kind, number)))
+                picture = draw(kind, number)
+                archive.writestr(
+                    f"{kind}/{number}.png", encode(ImageOps.invert(picture) if kind == "cross" else picture)
+                )
         for path, data in (extra or {}).items():
             archive.writestr(path, data)
     return packed.getvalue()
