@@ -54,6 +54,10 @@ class Reporter(logging.Handler):
             eta_seconds=epoch.seconds / epoch.epoch * (epoch.epochs - epoch.epoch),
         )
 
+    def finish(self) -> None:
+        """Report that no epoch comes any more: early stopping may have left some out."""
+        self._report(eta_seconds=0.0)
+
     def _report(self, **changes: Any) -> None:
         self._write(progress=self._state.progress.model_copy(update=changes))
 
@@ -107,6 +111,7 @@ def _run(job: str, request: Request, settings: Settings) -> Outcome:
     with exclusive(settings.data_dir, request.name):
         try:
             manifest = _train(job, request, settings, folder, reporter)
+            reporter.finish()
             comparison = _compare(manifest, settings)
         finally:  # only a process that is killed leaves its checkpoint to the next attempt
             shutil.rmtree(run.runs_folder(settings.models_dir, request.name), ignore_errors=True)
