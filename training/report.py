@@ -55,7 +55,7 @@ def _finetune_rows(manifest: Manifest) -> str:
     if how is None:
         return ""
     stored = f", with {how['replayed']:,} of its pictures from {how['replayed_from']}" if how["replayed"] else ""
-    rows = f"| fine-tuned from | {manifest.parent}, method {how['method']}, epoch {how['best_epoch']} kept{stored} |\n"
+    rows = f"| fine-tuned from | {manifest.parent}, method {how['method']}, epoch {how['best_epoch']} is kept{stored} |\n"
     lost = manifest.metrics["forgetting"]
     if lost["dropped"]:
         rows += f"| no longer known | {', '.join(lost['dropped'])} |\n"
@@ -134,8 +134,9 @@ def write_card(manifest: Manifest, path: Path) -> None:
     if manifest.temperature_certain not in {None, manifest.temperature}:
         temperature += f" (undecided) to {manifest.temperature_certain:.3f} (certain)"
     calibration = f"{test['calibration_error']:.2%} with {temperature}, {test['calibration_error_before']:.2%} without"
+    epochs = (manifest.finetune or manifest.recipe)["epochs"]
     training = (
-        f"{manifest.recipe['epochs']} epochs in {clock(manifest.training_seconds)} on {manifest.machine}, "
+        f"{epochs} epochs in {clock(manifest.training_seconds)} on {manifest.machine}, "
         f"{manifest.precision}"
     )
     libraries = ", ".join(f"{name} {number}" for name, number in manifest.libraries.items())
