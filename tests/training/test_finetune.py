@@ -255,7 +255,7 @@ def test_a_killed_run_goes_on_from_the_command_line_as_if_it_had_not_been(
 
 
 def test_the_default_model_is_adapted_to_photos_of_two_classes(cifar10_archive: Path, tmp_path: Path) -> None:
-    source = write_photos(cifar10_archive, tmp_path / "photos", {"ship": (0, 60), "horse": (0, 30)})
+    source = write_photos(cifar10_archive, tmp_path / "source", {"ship": (0, 60), "horse": (0, 30)})
     (tmp_path / "cifar10").symlink_to(ROOT / "models" / "cifar10")
     kept = Kept()
     wanted = FinetuneJob("cifar10", str(source), "photos", tmp_path, device="cpu", epochs=3, input_size=64)
