@@ -55,7 +55,8 @@ def _finetune_rows(manifest: Manifest) -> str:
     if how is None:
         return ""
     stored = f", with {how['replayed']:,} of its pictures from {how['replayed_from']}" if how["replayed"] else ""
-    rows = f"| fine-tuned from | {manifest.parent}, method {how['method']}, epoch {how['best_epoch']} is kept{stored} |\n"
+    method = f"method {how['method']}, epoch {how['best_epoch']} is kept"
+    rows = f"| fine-tuned from | {manifest.parent}, {method}{stored} |\n"
     lost = manifest.metrics["forgetting"]
     if lost["dropped"]:
         rows += f"| no longer known | {', '.join(lost['dropped'])} |\n"
@@ -135,10 +136,7 @@ def write_card(manifest: Manifest, path: Path) -> None:
         temperature += f" (undecided) to {manifest.temperature_certain:.3f} (certain)"
     calibration = f"{test['calibration_error']:.2%} with {temperature}, {test['calibration_error_before']:.2%} without"
     epochs = (manifest.finetune or manifest.recipe)["epochs"]
-    training = (
-        f"{epochs} epochs in {clock(manifest.training_seconds)} on {manifest.machine}, "
-        f"{manifest.precision}"
-    )
+    training = f"{epochs} epochs in {clock(manifest.training_seconds)} on {manifest.machine}, {manifest.precision}"
     libraries = ", ".join(f"{name} {number}" for name, number in manifest.libraries.items())
     finetuned = _finetune_rows(manifest)
     path.write_text(f"""# {manifest.name}, version {manifest.version}
