@@ -71,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         try:
             yield
         finally:
+            engines.close()  # first: loading waits for what is being tried
             for task in (loading, following):
                 task.cancel()
                 with suppress(asyncio.CancelledError):

@@ -88,6 +88,11 @@ class Engines:
         self._max_batch = max_batch
         self._cache = cache
         self.instances = instances
+        self._processes = Processes()
+
+    def close(self) -> None:
+        """End what is being tried; who waits for it gets an error."""
+        self._processes.close()
 
     def open(self, folder: Path, manifest: Manifest) -> Opened:
         """Choose an engine for a verified version, or recall the choice, and load it and warm it up.
@@ -110,13 +115,35 @@ class Engines:
                 "%s brings no probe pictures, so its engines are compared on noise. Versions exported from now on do.",
                 folder,
             )
-        tried = _try(
+        tried = self._try(
             trial.Request(folder=folder, place=place, kinds=kinds, max_batch=self._max_batch, tolerance=TOLERANCE)
         )
         choice = Choice(kind=_best(folder, tried, strict=self._wanted == "auto"), tried=tried)
         log.info("%s", _table(folder, choice))
         _remember(place.cache, choice)
         return choice
+
+    def _try(self, request: trial.Request) -> tuple[Result, ...]:
+        """Try engines in a process of their own, and those after one that crashes in another.
+
+        A single one of torch's, which this process runs on in any case, is tried in this process.
+        """
+        if len(request.kinds) == 1 and request.kinds[0].startswith("torchscript"):
+            return tuple(line for line in trial.run(request) if isinstance(line, Result))
+        results: list[Result] = []
+        left = request.kinds
+        while left:
+            # By name and not by import, so that the process begins without anything of this one.
+            command = [
+                sys.executable,
+                "-m",
+                trial.__name__,
+                request.model_copy(update={"kinds": left}).model_dump_json(),
+            ]
+            found = self._processes.run(command)
+            results += found
+            left = left[len(found) :]
+        return tuple(results)
 
     @contextmanager
     def _folder(self, manifest: Manifest) -> Iterator[Path]:
@@ -154,49 +181,56 @@ def _writable(cache: Path | None, name: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _try(request: trial.Request) -> tuple[Result, ...]:
-    """Try engines in a process of their own, and those after one that crashes in another.
+class Processes:
+    """The processes that try engines, so that they can be ended from another thread."""
 
-    A single one of torch's, which this process runs on in any case, is tried in this process.
-    """
-    if len(request.kinds) == 1 and request.kinds[0].startswith("torchscript"):
-        return tuple(line for line in trial.run(request) if isinstance(line, Result))
-    results: list[Result] = []
-    left = request.kinds
-    while left:
-        # The module is run by name, not by import, so that the process begins without anything of this one.
-        command = [sys.executable, "-m", trial.__name__, request.model_copy(update={"kinds": left}).model_dump_json()]
-        found = run_trial(command)
-        results += found
-        left = left[len(found) :]
-    return tuple(results)
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """End the processes that run, and let no other begin."""
+        self._closed = True
+        for process in list(self._running):
+            process.kill()
+
+    def run(self, command: Sequence[str]) -> list[Result]:
+        """Run one that tries engines; the engine that it was trying when it crashed gets the reason as its error.
+
+        Raises:
+            ArtifactError: it ended before it began with an engine, or `close` was called.
+        """
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
+            self._running.add(process)
+            timer = Timer(_LIMIT_SECONDS, process.kill)
+            timer.start()
+            if self._closed:
+                process.kill()
+            out, complaints = process.communicate()
+            timer.cancel()
+            self._running.discard(process)
+        if self._closed:
+            raise ArtifactError("The service is shutting down: no engine is chosen any more.")
+        results, begun = _read(out)
+        if process.returncode == 0:
+            return results
+        if begun is None:
+            raise ArtifactError(f"Engines cannot be tried: {complaints.strip()[-1000:] or process.returncode}")
+        reason = f"the process that tried it ended with {process.returncode}: {complaints.strip()[-300:]}"
+        return [*results, Result(kind=begun, error=reason)]
 
 
-def run_trial(command: Sequence[str]) -> list[Result]:
-    """Run a process that tries engines; the one that it was trying when it crashed gets the reason as its error.
-
-    Raises:
-        ArtifactError: it ended before it began with an engine.
-    """
+def _read(out: str) -> tuple[list[Result], Kind | None]:
+    """What came of the engines, and the one that was begun and came to nothing."""
     results: list[Result] = []
     begun: Kind | None = None
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
-        timer = Timer(_LIMIT_SECONDS, process.kill)
-        timer.start()
-        out, complaints = process.communicate()
-        timer.cancel()
     for line in map(trial.Line.validate_json, out.splitlines()):
         if isinstance(line, Started):
             begun = line.started
         else:
             results.append(line)
             begun = None
-    if process.returncode == 0:
-        return results
-    if begun is None:
-        raise ArtifactError(f"Engines cannot be tried: {complaints.strip()[-1000:] or process.returncode}")
-    reason = f"the process that tried it ended with {process.returncode}: {complaints.strip()[-300:]}"
-    return [*results, Result(kind=begun, error=reason)]
+    return results, begun
 
 
 def _best(folder: Path, tried: Sequence[Result], strict: bool) -> Kind:

@@ -1,14 +1,15 @@
 """Choosing an engine: the fastest that answers rightly, in spite of those that fail, and only once."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from app.serving import choice
 from app.serving.candidates import Kind
-from app.serving.choice import Engines, Opened
+from app.serving.choice import Engines, Opened, Processes
 from tests.app import artifacts
 from tests.app.pictures import direct, png
 from training import artifact, picture, probe
@@ -84,11 +85,25 @@ def test_cache_that_cannot_be_written_costs_only_the_memory(tmp_path: Path, capl
 
 def test_engine_that_crashes_costs_only_itself() -> None:
     started = '{"started":"openvino-f32"}'
-    found = choice.run_trial(["sh", "-c", f"echo '{started}'; echo divided by zero >&2; kill -FPE $$"])
+    found = Processes().run(["sh", "-c", f"echo '{started}'; echo divided by zero >&2; kill -FPE $$"])
     assert [result.kind for result in found] == ["openvino-f32"]
     assert "ended with -8: divided by zero" in str(found[0].error)
 
 
+def test_what_is_being_tried_ends_with_the_service(tmp_path: Path) -> None:
+    processes = Processes()
+    begun = tmp_path / "begun"
+    os.mkfifo(begun)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(processes.run, ["sh", "-c", f"echo begun > {begun}; exec sleep 600"])
+        assert begun.read_text() == "begun\n"  # waits for it
+        processes.close()
+        with pytest.raises(ArtifactError, match="shutting down"):
+            waiting.result()
+    with pytest.raises(ArtifactError, match="shutting down"):
+        processes.run(["sleep", "600"])
+
+
 def test_trial_that_cannot_start_is_an_error() -> None:
     with pytest.raises(ArtifactError, match="cannot be tried: no such thing"):
-        choice.run_trial(["sh", "-c", "echo no such thing >&2; exit 1"])
+        Processes().run(["sh", "-c", "echo no such thing >&2; exit 1"])
