@@ -57,9 +57,9 @@ class Group:
         if self.size == 1:
             return network
         if next(network.parameters()).is_cuda:
-            return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(network), broadcast_buffers=False)
+            return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(network))
         _share_norms(network)
-        return DistributedDataParallel(network, broadcast_buffers=False)
+        return DistributedDataParallel(network)
 
 
 ALONE = Group()
