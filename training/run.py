@@ -395,7 +395,7 @@ def score(
     name, version = resolve(models, model)
     folder = artifact.folder(models, name, version)
     manifest = artifact.verify(folder)
-    dataset = data.load(source, manifest.input_size)
+    dataset = data.load(source, manifest.input_size, least_classes=1)
     strange = [label for label in dataset.classes if label not in manifest.classes]
     if strange:
         raise InputError(f"{model} does not know the classes {strange}; it knows {list(manifest.classes)}.")
