@@ -53,7 +53,7 @@ class Server:
 
     def _ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/readyz").status_code == 200
+            return httpx.get(f"{self.url}/readyz", timeout=60).status_code == 200
         except httpx.ConnectError:  # with several workers, the port is known before they listen
             return False
 

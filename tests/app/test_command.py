@@ -77,7 +77,7 @@ def test_signal_ends_the_service_after_the_request_in_work(models: Path, number:
 
 def test_workers_share_the_port(models: Path) -> None:
     with serve(models, "--workers", "2") as server:
-        answers = [httpx.post(f"{server.url}/predict", files={"file": png(1)}) for _ in range(8)]
+        answers = [httpx.post(f"{server.url}/predict", files={"file": png(1)}, timeout=60) for _ in range(8)]
         assert [answer.status_code for answer in answers] == [200] * 8
         assert server.stop() == 0
     assert sum("threads for torch" in line and "shared by 2" in line for line in server.log) == 2

@@ -15,7 +15,7 @@ def test_service_with_models(client: httpx.Client) -> None:
 
 
 def test_service_without_models(tmp_path: Path) -> None:
-    with serve(tmp_path / "nowhere", ready=False) as server, httpx.Client(base_url=server.url) as client:
+    with serve(tmp_path / "nowhere", ready=False) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         assert client.get("/healthz").status_code == 200
         answer = client.get("/readyz")
         assert (answer.status_code, answer.json()["status"]) == (503, 503)
@@ -26,7 +26,7 @@ def test_service_without_models(tmp_path: Path) -> None:
 
 def test_service_whose_only_model_is_broken(tmp_path: Path) -> None:
     artifacts.change_a_byte(artifacts.write(tmp_path, "pets", seed=1) / "model.ts")
-    with serve(tmp_path, ready=False) as server, httpx.Client(base_url=server.url) as client:
+    with serve(tmp_path, ready=False) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         assert client.get("/healthz").status_code == 200
         assert client.get("/readyz").status_code == 503
         assert client.post("/predict", files={"file": png(1)}).status_code == 503

@@ -178,9 +178,9 @@ def test_an_upload_that_breaks_off_leaves_nothing(server: Server, models: Path) 
         yield b'--b\r\nContent-Disposition: form-data; name="dataset"; filename="a.zip"\r\n\r\n' + bytes(200_000)
         raise ConnectionError
 
-    with httpx.Client(base_url=server.url) as client, pytest.raises(ConnectionError):
+    with httpx.Client(base_url=server.url, timeout=60) as client, pytest.raises(ConnectionError):
         client.post("/finetune", content=breaking(), headers={"content-type": "multipart/form-data; boundary=b"})
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
         accepted(submit(client, shapes(count=4), key="after", name="after", **TINY))
     assert {path.name for path in jobs_folder(models).iterdir() if path.name.startswith(".upload")} == set()
     assert len(set(jobs_folder(models).iterdir()) - before) == 1
@@ -190,7 +190,7 @@ def test_a_full_disk_refuses_the_upload(models: Path) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("notes.txt", bytes(1_000_000))
-    with serve(models) as server, httpx.Client(base_url=server.url) as client:
+    with serve(models) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (400_000, 400_000))
         answer = submit(client, packed.getvalue(), name="x", **TINY)
         assert answer.status_code == 507, answer.text
@@ -220,7 +220,7 @@ def test_without_the_database_pictures_are_served_all_the_same(models: Path) -> 
 
 
 def test_a_key_is_asked_for(models: Path) -> None:
-    with serve(models, api_keys="secret") as server, httpx.Client(base_url=server.url) as client:
+    with serve(models, api_keys="secret") as server, httpx.Client(base_url=server.url, timeout=60) as client:
         assert submit(client, shapes(count=4), name="x", **TINY).status_code == 401
         for path in ("/finetune", "/finetune/x", "/finetune/x/events", "/finetune/x/log"):
             assert client.get(path).status_code == 401

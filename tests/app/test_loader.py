@@ -96,7 +96,10 @@ def test_memory_comes_back(tmp_path: Path) -> None:
     for seed in (1, 2, 3, 4):
         artifacts.write(tmp_path, "large", seed, promote=seed == 1, architecture="resnet18", width=64)
 
-    with serve(tmp_path, max_memory_mb=1, max_batch=4) as server, httpx.Client(base_url=server.url) as client:
+    with (
+        serve(tmp_path, max_memory_mb=1, max_batch=4) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
 
         def ask(version: int) -> None:
             answer = client.post("/predict", params={"version": version}, files={"file": PICTURE}, timeout=60)

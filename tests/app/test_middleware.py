@@ -12,7 +12,10 @@ from tests.app.process import serve
 
 @pytest.fixture(scope="module")
 def guarded(models: Path) -> Iterator[httpx.Client]:
-    with serve(models, api_keys="first-key, second-key") as server, httpx.Client(base_url=server.url) as client:
+    with (
+        serve(models, api_keys="first-key, second-key") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
         yield client
 
 

@@ -105,7 +105,7 @@ def test_audit_log_names_the_key_and_does_not_show_it(tmp_path: Path) -> None:
     write(tmp_path / "models", "pets", seed=2, promote=False)
     with (
         serve(tmp_path / "models", data_dir=tmp_path / "data", api_keys="first-key, second-key") as server,
-        httpx.Client(base_url=server.url) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         answer = client.post("/models/pets/promote", json={"version": 2}, headers={"X-API-Key": "second-key"})
         assert answer.status_code == 200

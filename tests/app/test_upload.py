@@ -104,9 +104,9 @@ def test_overload_is_refused_until_there_is_room(models: Path) -> None:
     with serve(models, max_inflight=1, max_files=1) as server:
         data = png(1)
         with upload_begun(server.url, len(data)) as connection:
-            answer = httpx.post(f"{server.url}/predict", files={"file": data})
+            answer = httpx.post(f"{server.url}/predict", files={"file": data}, timeout=60)
             check(answer, 429, "Retry-After")
             assert int(answer.headers["retry-after"]) >= 1
             connection.sendall(data)
             assert b" 200 OK" in connection.recv(1000)
-        assert httpx.post(f"{server.url}/predict", files={"file": data}).status_code == 200
+        assert httpx.post(f"{server.url}/predict", files={"file": data}, timeout=60).status_code == 200
