@@ -74,7 +74,7 @@ def test_requests_are_counted_by_who_answered_and_how(measured: httpx.Client) ->
     assert value(samples, "refit_batch_pictures_sum", model="cifar10") == 5
     assert value(samples, "refit_inference_seconds_count", model="pets") == 1
     assert value(samples, "refit_requests_in_flight") == 0
-    loaded = {"model": "cifar10", "version": "2", "engine": "torchscript"}
+    loaded = {"model": "cifar10", "version": "2", "engine": "torchscript-f32"}
     assert value(samples, "refit_model_loaded", **loaded) == 1
 
 
@@ -123,7 +123,7 @@ def test_processes_are_measured_together(models: Path) -> None:
         samples = scrape(client)
         assert requests(samples) == {("cifar10", "1", "200"): 40}
         assert value(samples, "refit_stage_seconds_count", model="cifar10", stage="decode") == 40
-        assert value(samples, "refit_model_loaded", model="cifar10", version="1", engine="torchscript") == 2
+        assert value(samples, "refit_model_loaded", model="cifar10", version="1", engine="torchscript-f32") == 2
         with upload_begun(server.url):
             assert value(scrape(client), "refit_requests_in_flight") == 1
             # What a killed process had in work is in work no more; what it had answered stays answered.
