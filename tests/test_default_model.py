@@ -20,8 +20,8 @@ BATCH = 200
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serve(MODELS) as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve(MODELS, data_dir=tmp_path_factory.mktemp("data")) as running:
         yield running
 
 
