@@ -81,10 +81,14 @@ def main() -> None:
 def _give_way() -> None:
     """Leave the processors to whoever answers requests, and be the first to go when memory runs out."""
     os.nice(_NICE)
-    try:
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    except OSError as error:
-        log.info("The kernel may end other processes first when memory runs out: %s", error)
+    # Where sessions are scheduled as groups (sched(7), autogroup), a process's own niceness counts only among those of
+    # its session, and this one is the first of its own.
+    autogroup, oom = Path("/proc/self/autogroup"), Path("/proc/self/oom_score_adj")
+    for file, value in ((autogroup, _NICE), (oom, 1000)):
+        try:
+            file.write_text(str(value))
+        except OSError as error:
+            log.info("%s cannot be set to %d, so training may be in the way of other processes: %s", file, value, error)
 
 
 def _outcome(job: str, request: Request, settings: Settings) -> Outcome:

@@ -72,6 +72,13 @@ def worker_process(server: Server) -> int:
     raise AssertionError("no worker has started:\n" + "".join(server.log))
 
 
+def gives_way(process: int) -> None:
+    """Check that it leaves the processors to others, as a process and as the session that it leads."""
+    assert os.getpriority(os.PRIO_PROCESS, process) == 19
+    autogroup = Path(f"/proc/{process}/autogroup")
+    assert not autogroup.exists() or autogroup.read_text().split()[1:] == ["nice", "19"]
+
+
 def figures(job: Job) -> object:
     """What has to be the same whether or not a job was disturbed."""
     return job["result"]["metrics"]
@@ -143,6 +150,7 @@ def test_a_running_job_is_cancelled_and_nothing_is_left_of_it(models: Path) -> N
         job = accepted(submit(client, ARCHIVE, name="unwanted", **LONG))
         wait(client, job, trained(2))
         training = child_of(worker_process(server))
+        gives_way(training)
         assert client.delete(f"/finetune/{job}").status_code == 202
         assert client.get(f"/finetune/{job}").json()["status"] == "cancelled"
         wait_gone(training)
