@@ -84,6 +84,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Refit",
         description="Classifies pictures with the models in a folder of artifacts.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere; `page` has one that does not
+        redoc_url=None,
     )
     errors.install(app)
     keys = [key.get_secret_value() for key in settings.api_keys]

@@ -1,4 +1,4 @@
-"""The page at `/`: what a person needs of the service, in a browser. Static files, no build step."""
+"""What a person needs of the service, in a browser: the page at `/`, the API at `/docs`. No build step."""
 
 from pathlib import Path
 
@@ -22,3 +22,9 @@ files = StaticFiles(directory=_FOLDER)
 async def page() -> FileResponse:
     """Show the page."""
     return FileResponse(_FOLDER / "index.html", headers=_HEADERS)
+
+
+@router.get("/docs")
+async def docs() -> FileResponse:
+    """Show what the service can be asked, from /openapi.json, with a form to try it."""
+    return FileResponse(_FOLDER / "docs.html", headers=_HEADERS)
