@@ -67,6 +67,8 @@ def serve(
                 log_config=_LOGGING,
                 timeout_graceful_shutdown=_GRACE_SECONDS,
                 server_header=False,
+                # No browser takes an answer, a job's log say, for a page with scripts.
+                headers=[("X-Content-Type-Options", "nosniff")],
             )
     except InputError as error:
         _refuse(str(error))

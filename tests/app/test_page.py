@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, FilePayload, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, FilePayload, Page, Request, expect, sync_playwright
 
 from tests.app import artifacts, pictures
 from tests.app.process import Server, serve
@@ -44,7 +44,7 @@ def guarded(models: Path) -> Iterator[Server]:
 
 
 def opened(browser: Browser, server: Server, path: str = "/") -> Iterator[Page]:
-    """A page, from a server; what it reports as an error, and what it asks of anybody else, fails the test."""
+    """A page, from a server; its errors, what its policy forbids, and what it asks of anybody else fail the test."""
     with browser.new_context() as context:
         page = context.new_page()
         errors: list[str] = []
@@ -53,8 +53,13 @@ def opened(browser: Browser, server: Server, path: str = "/") -> Iterator[Page]:
             if not request.url.startswith((server.url, "blob:", "data:")):
                 errors.append(f"asked for {request.url}")
 
+        def said(message: ConsoleMessage) -> None:
+            if "Content Security Policy" in message.text:
+                errors.append(message.text)
+
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", sent)
+        page.on("console", said)
         page.goto(server.url + path)
         yield page
         assert not errors
@@ -69,14 +74,24 @@ def try_listing_models(page: Page) -> None:
     expect(operation.locator(".live-responses-table tbody .response-col_status")).to_contain_text("200")
 
 
-def test_the_page_and_its_files_are_served_and_closed_to_foreign_scripts(client: httpx.Client) -> None:
-    answer = client.get("/")
+@pytest.mark.parametrize(("path", "files"), [("/", 2), ("/docs", 3)])
+def test_the_pages_and_their_files_are_served_and_closed_to_foreign_scripts(
+    client: httpx.Client, path: str, files: int
+) -> None:
+    answer = client.get(path)
     assert answer.headers["content-type"].startswith("text/html")
-    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    policy = answer.headers["content-security-policy"].split("; ")
+    assert {"default-src 'self'", "frame-ancestors 'none'"} <= set(policy)
+    assert not any("unsafe" in part or "http" in part for part in policy)
     own = re.findall(r'(?:src|href)="(web/[^"]+)"', answer.text)
-    assert len(own) == 2
-    for path in own:
-        assert client.get(f"/{path}").status_code == 200
+    assert len(own) == files
+    for found in (answer, *(client.get(f"/{file}") for file in own)):
+        assert found.status_code == 200
+        assert found.headers["x-content-type-options"] == "nosniff"
+
+
+def test_only_the_pages_files_are_served(client: httpx.Client) -> None:
     assert client.get("/web/../settings.py").status_code == 404
     assert client.get("/web/%2e%2e/settings.py").status_code == 404
 
