@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from training import artifact, distributed, pruning, recipe, report, run
+from training import artifact, distributed, lock, pruning, recipe, report, run
 from training import crossvalidate as cross_validation
 from training.artifact import Manifest
 from training.errors import InputError, TrainingError
@@ -301,16 +302,18 @@ def _command() -> list[str]:
 
 
 def _followed(models: Path, name: str, epochs: int | None, start: Callable[[list[Sink]], Manifest]) -> Manifest:
-    """Start a run that shows and logs how it goes; of several processes the first one does."""
+    """Start a run that shows and logs how it goes, alone of its name; of several processes the first one does."""
     artifact.check_name(name)
     if not distributed.is_first():
         return start([])
-    log_file = run.runs_folder(models, name) / "log.jsonl"
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    log_file.unlink(missing_ok=True)
+    folder = run.runs_folder(models, name)
     try:
-        with Bar(epochs) as bar:
-            return start([JsonLines(log_file), bar])
+        with lock.exclusive(folder, shlex.join(_command())):
+            folder.mkdir(exist_ok=True)
+            log_file = folder / "log.jsonl"
+            log_file.unlink(missing_ok=True)
+            with Bar(epochs) as bar:
+                return start([JsonLines(log_file), bar])
     except KeyboardInterrupt as error:
         raise TrainingError("Interrupted. Finished epochs are kept: the same command with --resume goes on.") from error
 

@@ -22,7 +22,7 @@ from tests.app.jobs import TINY, Job, accepted, ended, follow, shapes, submit, t
 from tests.app.process import Server, serve
 from tests.encoding import encode
 from tests.training.shapes import draw
-from training import artifact
+from training import artifact, lock, run
 
 ROUNDS = int(os.environ.get("REFIT_CHAOS_ROUNDS", "2"))
 LONG: dict[str, Any] = {**TINY, "epochs": 12}  # enough to be interrupted in
@@ -136,6 +136,18 @@ def test_a_better_version_is_promoted_and_a_worse_one_is_not(
     assert third["comparison"]["pictures"] == {"candidate": test["count"]}
     assert not fourth["promoted"]
     assert artifact.read_aliases(models, "shapes").production == 3
+
+
+def test_a_job_waits_for_a_run_of_the_command_line(reference: tuple[Path, httpx.Client, list[Job]]) -> None:
+    models, client, _ = reference
+    with lock.exclusive(run.runs_folder(models, "held"), "python -m training train"):
+        job = accepted(submit(client, ARCHIVE, name="held", **SHORT))
+        end = time.monotonic() + 60
+        while "(python -m training train)" not in client.get(f"/finetune/{job}/log").text:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert client.get(f"/finetune/{job}").json()["status"] == "running"
+    assert wait(client, job, ended)["result"]["version"] == 1
 
 
 def test_a_running_job_is_cancelled_and_nothing_is_left_of_it(models: Path) -> None:
