@@ -16,7 +16,9 @@ from typing import Any
 
 import httpx
 import pytest
+from dbos import DBOSClient
 
+from app.jobs.queue import APPLICATION, SERIALIZER
 from tests.app import artifacts, postgres
 from tests.app.jobs import TINY, Job, accepted, ended, follow, shapes, submit, trained, versions, wait
 from tests.app.process import Server, serve
@@ -70,6 +72,16 @@ def worker_process(server: Server) -> int:
             return int(started[-1])
         time.sleep(0.05)
     raise AssertionError("no worker has started:\n" + "".join(server.log))
+
+
+def attempts(models: Path, job: str) -> int | None:
+    """How often a worker took up the job; DBOS gives up one that it counts too many of."""
+    client = DBOSClient(
+        system_database_url=f"sqlite:///{models}-data/jobs.sqlite", serializer=SERIALIZER, application_name=APPLICATION
+    )
+    (found,) = client.list_workflows(workflow_ids=[job])
+    client.destroy()
+    return found.recovery_attempts
 
 
 def figures(job: Job) -> object:
@@ -180,6 +192,7 @@ def test_a_killed_worker_is_replaced_and_its_job_goes_on(
         assert last["status"] == "succeeded", last
         assert figures(last) == figures(undisturbed)
         assert "goes on from its last finished epoch" in client.get(f"/finetune/{job}/log").text
+        assert attempts(models, job) == 2
         assert client.post("/predict", files={"file": encode(draw("disc", 1))}).status_code == 200
     assert versions(models, "shapes") == [1]
 
