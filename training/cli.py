@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from training import artifact, distributed, lock, pruning, recipe, report, run
+from training import artifact, distributed, lock, pruning, recipe, report, run, scoring
 from training import crossvalidate as cross_validation
 from training.artifact import Manifest
 from training.errors import InputError, TrainingError
 from training.finetune import FinetuneJob
 from training.finetune import finetune as run_finetune
-from training.loop import Sink
 from training.machine import keep_freed_memory, set_threads
 from training.progress import Bar, JsonLines, TensorBoard, clock
+from training.sink import Sink
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Train, fine-tune, evaluate and list image classifiers."
@@ -145,7 +145,7 @@ def evaluate(
 ) -> None:
     """Score a model on a data source, through the file that is served."""
     _prepare()
-    figures = run.score(models, model, data, split.value, corruptions=corruptions, unknown=ood)
+    figures = scoring.score(models, model, data, split.value, corruptions=corruptions, unknown=ood)
     if pictures:
         report.write_pictures(figures, list(figures["per_class"]), pictures)
     if as_json:

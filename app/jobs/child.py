@@ -17,7 +17,7 @@ from training import artifact, compare, lock, machine, recipe, run
 from training.artifact import Manifest
 from training.errors import InputError, TrainingError
 from training.finetune import FinetuneJob, finetune
-from training.loop import Epoch, Step
+from training.sink import Epoch, Step
 
 log = logging.getLogger(__name__)
 

@@ -1,36 +1,26 @@
 """The lock on a run's folder, between real runs of the command line."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.training.shapes import write_shapes
+from tests.training.command import FAST, command, training
 from training import artifact, lock, run
 from training.errors import InputError
 
-TINY = ("--recipe", "resnet20", "--set", "network.arguments={width=8}", "--set", "batch_size=16", "--device", "cpu")
 
-
-def command(data: Path, models: Path, *arguments: str) -> list[str]:
-    given = ("--set", "validation=20", "--data", str(data), "--models", str(models), "--name", "shapes")
-    return [sys.executable, "-m", "training", "train", *TINY, *given, *arguments]
-
-
-def test_a_second_run_of_a_name_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
-    data, models = write_shapes(tmp_path / "shapes"), tmp_path / "models"
-    folder = run.runs_folder(models, "shapes")
+def test_a_second_run_of_a_name_is_refused_until_the_first_is_dead(shapes: Path, tmp_path: Path) -> None:
+    folder = run.runs_folder(tmp_path, "shapes")
+    asked = ("train", *FAST, "--data", shapes, "--name", "shapes", "--models", tmp_path)
     with subprocess.Popen(
-        command(data, models, "--set", "epochs=1000"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        command(*asked, "--set", "epochs=1000"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     ) as first:
         try:
             assert first.stderr
             while "training 1000 epochs" not in (said := first.stderr.readline()):
                 assert said, "the first run ended"
-            second = subprocess.run(
-                command(data, models, "--resume"), capture_output=True, text=True, check=False, timeout=240
-            )
+            second = training(*asked, "--resume")
         finally:
             first.kill()
     assert second.returncode == 2
@@ -38,7 +28,7 @@ def test_a_second_run_of_a_name_is_refused_until_the_first_is_dead(tmp_path: Pat
     assert "(python -m training train " in second.stderr
     assert "Traceback" not in second.stderr
     assert (folder / "log.jsonl").exists()
-    assert artifact.versions(models, "shapes") == []
+    assert artifact.versions(tmp_path, "shapes") == []
     with lock.exclusive(folder, "the next run"):
         pass
 
