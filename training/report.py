@@ -8,8 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from training.artifact import Manifest
-from training.loop import Epoch
 from training.progress import clock
+from training.sink import Epoch
 
 
 def write_curves(history: Sequence[Epoch], path: Path) -> None:
@@ -108,7 +108,7 @@ def write_corruptions(found: Mapping[str, Any], path: Path) -> None:
 
 
 def write_pictures(figures: Mapping[str, Any], classes: Sequence[str], folder: Path) -> None:
-    """Draw what `run.score` found: confusion, reliability and, where measured, corruptions."""
+    """Draw what `scoring.score` found: confusion, reliability and, where measured, corruptions."""
     folder.mkdir(parents=True, exist_ok=True)
     write_confusion(figures["confusion"], classes, folder / "confusion.png")
     write_reliability(figures["reliability"], folder / "reliability.png")

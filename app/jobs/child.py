@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app.jobs.folder import JobFolder, exclusive, find_dataset
+from app.jobs.folder import JobFolder, find_dataset
 from app.jobs.job import Failure, Request
 from app.jobs.process import Outcome, end_with_parent
 from app.settings import Settings
-from training import artifact, compare, machine, recipe, run
+from training import artifact, compare, lock, machine, recipe, run
 from training.artifact import Manifest
 from training.errors import InputError, TrainingError
 from training.finetune import FinetuneJob, finetune
-from training.loop import Epoch, Step
+from training.sink import Epoch, Step
 
 log = logging.getLogger(__name__)
 
@@ -111,14 +111,15 @@ def _run(job: str, request: Request, settings: Settings) -> Outcome:
     folder = JobFolder(settings.data_dir, job)
     reporter = Reporter(folder)
     logging.getLogger("training").addHandler(reporter)
-    # A process of an earlier attempt may still be on its way out, and two would share a checkpoint.
-    with exclusive(settings.data_dir, request.name):
+    runs = run.runs_folder(settings.models_dir, request.name)
+    # A process of an earlier attempt may still be on its way out, or somebody trains on the command line.
+    with lock.exclusive(runs, f"POST /finetune/{job}", wait=True):
         try:
             manifest = _train(job, request, settings, folder, reporter)
             reporter.finish()
             comparison = _compare(manifest, settings)
         finally:  # only a process that is killed leaves its checkpoint to the next attempt
-            shutil.rmtree(run.runs_folder(settings.models_dir, request.name), ignore_errors=True)
+            shutil.rmtree(runs, ignore_errors=True)
     metrics = {
         name: {key: value for key, value in figures.items() if key not in _LONG}
         if isinstance(figures, dict)

@@ -14,8 +14,8 @@ from training.checkpoint import Checkpoint
 from training.distillation import Teacher
 from training.distributed import Group
 from training.errors import InputError, TrainingError
-from training.loop import Epoch
 from training.normalisation import Normalisation
+from training.sink import Epoch
 
 SMALL = "network.arguments={width=8}"
 

@@ -1,6 +1,6 @@
-"""Trying engines, in a process of its own: one that crashes, or takes too long, costs the service only a log line.
+"""Trying engines out, in a process of its own: one that crashes, or takes too long, costs the service only a log line.
 
-Started as `python -m app.serving.trial REQUEST`; writes one line of JSON for every engine that it begins with and one
+Started as `python -m app.serving.tryout REQUEST`; writes one line of JSON for every engine that it begins with and one
 for every engine that it is done with.
 """
 
