@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.serving.candidates import Kind
+from app.serving.engine import Kind
 
 
 class Settings(BaseSettings):

@@ -19,9 +19,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.serving import candidates, tryout
-from app.serving.candidates import Kind, Place
+from app.serving.candidates import Place
 from app.serving.curve import Curve
-from app.serving.engine import Engine
+from app.serving.engine import Engine, Kind
 from app.serving.tryout import Result, Started
 from training import machine, probe
 from training.artifact import SCRIPT, Manifest

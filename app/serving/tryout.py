@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from app.serving import candidates, curve
-from app.serving.candidates import Kind, Place
-from app.serving.engine import Engine, Pixels, Probabilities
+from app.serving.candidates import Place
+from app.serving.engine import Engine, Kind, Pixels, Probabilities
 from training import artifact, probe
 from training.artifact import Manifest
 from training.probe import Probe

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.serving.candidates import Kind
 from app.serving.choice import Engines, Opened, Processes
+from app.serving.engine import Kind
 from tests.app import artifacts
 from tests.app.pictures import direct, png
 from training import artifact, picture, probe

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from app.serving import tryout
-from app.serving.candidates import Kind, Place
+from app.serving.candidates import Place
+from app.serving.engine import Kind
 from app.serving.tryout import Result, Started
 from tests.app import artifacts
 
