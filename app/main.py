@@ -10,7 +10,9 @@ from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from app import errors
-from app.api import canary, finetune, health, models, page, predict
+from app.api import canary, feedback, finetune, health, models, page, predict
+from app.feedback.recorder import Recorder
+from app.feedback.store import Store
 from app.jobs.queue import JobQueue
 from app.middleware import ApiKey, BodyLimit, Limit
 from app.registry import Registry
@@ -60,6 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             Decoder(settings.max_pixels, shares.decode, settings.max_decode_pixels),
             Admission(settings.max_inflight, settings.max_inflight_bytes),
             JobQueue(settings),
+            _recorder(settings),
         )
         app.state.service = service
         # Beside the server, not before it: it can say that it lives and is not ready while models load.
@@ -79,6 +82,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await service.registry.close()
             service.decoder.close()
             service.jobs.close()
+            if service.recorder:
+                service.recorder.close()
 
     app = FastAPI(
         title="Refit",
@@ -101,6 +106,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(predict.router, dependencies=secured)
     app.include_router(models.router, dependencies=secured)
     app.include_router(finetune.router, dependencies=secured)
+    app.include_router(feedback.router, dependencies=secured)
     app.include_router(canary.router, dependencies=secured)
     app.include_router(health.router)
     app.include_router(page.router)
@@ -113,6 +119,13 @@ def _max_memory(settings: Settings) -> float:
     if settings.max_memory_mb is None:
         return machine.memory_bytes() / 2 / settings.workers
     return settings.max_memory_mb * 1_000_000
+
+
+def _recorder(settings: Settings) -> Recorder | None:
+    if not settings.keep_feedback:
+        return None
+    store = Store(settings.data_dir / "feedback", settings.feedback_max_bytes, settings.feedback_max_days)
+    return Recorder(store)
 
 
 async def _follow(registry: Registry, loading: asyncio.Task[None]) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.feedback.recorder import Recorder
 from app.jobs.queue import JobQueue
 from app.registry import Registry
 from app.serving.admission import Admission
@@ -14,13 +15,14 @@ from app.settings import Settings
 
 @dataclass(frozen=True)
 class Service:
-    """The parts that live as long as the service does."""
+    """The parts that live as long as the service does; no `recorder` if pictures are not kept."""
 
     settings: Settings
     registry: Registry
     decoder: Decoder
     admission: Admission
     jobs: JobQueue
+    recorder: Recorder | None
 
 
 async def _service(request: Request) -> Service:
