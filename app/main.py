@@ -10,8 +10,10 @@ from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from app import errors
-from app.api import canary, finetune, health, metrics, models, page, predict
+from app.api import canary, feedback, finetune, health, metrics, models, page, predict
 from app.connection import State
+from app.feedback.recorder import Recorder
+from app.feedback.store import Store
 from app.jobs.queue import JobQueue
 from app.middleware import ApiKey, BodyLimit, Limit
 from app.registry import Registry
@@ -62,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             Admission(settings.max_inflight, settings.max_inflight_bytes),
             JobQueue(settings),
             asyncio.Event(),
+            _recorder(settings),
         )
         app.state.service = service
         # Beside the server, not before it: it can say that it lives and is not ready while models load.
@@ -81,6 +84,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await service.registry.close()
             service.decoder.close()
             service.jobs.close()
+            if service.recorder:
+                service.recorder.close()
 
     app = FastAPI(
         title="Refit",
@@ -105,6 +110,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(predict.router, dependencies=secured)
     app.include_router(models.router, dependencies=secured)
     app.include_router(finetune.router, dependencies=secured)
+    app.include_router(feedback.router, dependencies=secured)
     app.include_router(canary.router, dependencies=secured)
     app.include_router(metrics.router, dependencies=secured)
     app.include_router(health.router)
@@ -118,6 +124,13 @@ def _max_memory(settings: Settings) -> float:
     if settings.max_memory_mb is None:
         return machine.memory_bytes() / 2 / settings.workers
     return settings.max_memory_mb * 1_000_000
+
+
+def _recorder(settings: Settings) -> Recorder | None:
+    if not settings.keep_feedback:
+        return None
+    store = Store(settings.data_dir / "feedback", settings.feedback_max_bytes, settings.feedback_max_days)
+    return Recorder(store)
 
 
 async def _follow(registry: Registry, loading: asyncio.Task[None]) -> None:

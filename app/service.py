@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.feedback.recorder import Recorder
 from app.jobs.queue import JobQueue
 from app.registry import Registry
 from app.serving.admission import Admission
@@ -15,7 +16,12 @@ from app.settings import Settings
 
 @dataclass(frozen=True)
 class Service:
-    """The parts that live as long as the service does; `stopping` is set as soon as it is told to end."""
+    """The parts that live as long as the service does.
+
+    Attributes:
+        stopping: set as soon as the service is told to end.
+        recorder: None if pictures are not kept.
+    """
 
     settings: Settings
     registry: Registry
@@ -23,6 +29,7 @@ class Service:
     admission: Admission
     jobs: JobQueue
     stopping: asyncio.Event
+    recorder: Recorder | None
 
 
 async def _service(request: Request) -> Service:

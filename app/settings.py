@@ -67,6 +67,15 @@ class Settings(BaseSettings):
     keep_datasets_mb: float = Field(
         20_000, ge=0, description="Archives of ended fine-tunes beyond this many MB are deleted, oldest first."
     )
+    keep_feedback: bool = Field(
+        False, description="Keep the pictures that are classified, so that they can be labelled and trained on."
+    )
+    feedback_max_mb: float = Field(
+        1000,
+        gt=0,
+        description="Most MB of such pictures; the oldest go first, and those without a label before others.",
+    )
+    feedback_max_days: float = Field(90, gt=0, description="Days for which such a picture is kept.")
     max_memory_mb: float | None = Field(
         None,
         gt=0,
@@ -105,6 +114,11 @@ class Settings(BaseSettings):
     def max_dataset_bytes(self) -> int:
         """Largest request body that carries an archive for fine-tuning, in bytes."""
         return int(self.max_dataset_mb * 1_000_000)
+
+    @property
+    def feedback_max_bytes(self) -> int:
+        """Pictures that are kept for labelling, in bytes."""
+        return int(self.feedback_max_mb * 1_000_000)
 
     @property
     def max_inflight_bytes(self) -> int:

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, FilePayload, Page, Request, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    FilePayload,
+    Locator,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 from tests.app import artifacts, pictures
 from tests.app.process import Server, serve
@@ -162,6 +171,59 @@ def test_a_folder_of_pictures_becomes_a_model_that_answers(browser: Browser, tmp
             page.select_option("#model", "shapes")
             page.set_input_files("#pictures", folder / "disc" / "0.png")
             expect(page.locator("#answers strong")).to_have_text(re.compile("disc|cross"))
+
+
+@browsing
+def test_predictions_are_corrected_and_trained_on(browser: Browser, tmp_path: Path) -> None:
+    artifacts.write(tmp_path / "models", "pets", seed=3, classes=("bird", "cat", "dog", "fish"))
+    with serve(tmp_path / "models", data_dir=tmp_path / "data", keep_feedback=True, api_keys="right-key") as running:
+        for page in opened(browser, running):
+            page.fill("#key input", "right-key")
+            page.click("#key button")
+            expect(page.locator("#model")).to_have_value("pets")
+            choose(page, *map(pictures.png, range(5)))
+            label(page, page.locator("#answers li").first, "newt")
+            expect(page.locator("#answers li").first).to_contain_text("right label: newt")
+            expect(page.locator("#feedback-count")).to_contain_text("1 labelled, 4 wait")
+            expect(page.locator("#classes option")).to_have_text(["bird", "cat", "dog", "fish", "newt"])
+            queue = page.locator("#queue li")
+            expect(queue).to_have_count(4)
+            expect(queue.first.locator("img")).to_have_js_property("naturalWidth", 48)
+            queue.first.get_by_role("button", name="Forget").click()
+            expect(queue).to_have_count(3)
+            label(page, queue.first, "newt")
+            expect(queue).to_have_count(2)
+            expect(queue.first.locator("input")).to_be_focused()
+            page.click("#learn")
+            expect(page.locator("#problem")).to_contain_text("needs 3")
+            label(page, queue.first, "Newt")
+            expect(page.locator("#problem")).to_contain_text("differs only in case")
+            label(page, queue.first, "newt")
+            expect(page.locator("#feedback-count")).to_contain_text("3 labelled, 1 wait")
+            page.click("#learn")
+            expect(page.locator("#jobs li")).to_contain_text("queued")
+            expect(page.locator("#problem")).to_be_hidden()
+
+
+def choose(page: Page, *data: bytes) -> None:
+    """Have pictures classified."""
+    page.set_input_files("#pictures", [FilePayload(name="1.png", mimeType="image/png", buffer=each) for each in data])
+
+
+def label(page: Page, item: Locator, name: str) -> None:
+    item.locator("input").fill(name)
+    page.keyboard.press("Enter")
+
+
+@browsing
+def test_where_pictures_are_not_kept_nothing_can_be_corrected(page: Page) -> None:
+    with page.expect_response("**/feedback"):
+        page.reload()
+    choose(page, pictures.png(1))
+    expect(page.locator("#answers li")).to_have_count(1)
+    expect(page.locator("#answers form")).to_have_count(0)
+    expect(page.locator("#feedback")).to_be_hidden()
+    expect(page.locator("#problem")).to_be_hidden()
 
 
 @browsing
