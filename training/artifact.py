@@ -51,7 +51,8 @@ class Manifest(_Record):
     normalised by `mean` and `std`; `temperature` divides the logits, or together with `temperature_certain` gives each
     picture a temperature of its own, see `training.calibration`. The script does all but the resizing.
     `training_seconds` counts the epochs with their validation. `parent` is the `name@version` that a version was
-    made from, and `finetune` says how it was fine-tuned.
+    made from, and `finetune` says how it was fine-tuned. With `quantisation`, which says what it cost, the network is
+    `training.quantiser.quantised`; the recipe and what else is said of the training are then the parent's.
     """
 
     schema_version: Literal[1] = 1
@@ -79,6 +80,7 @@ class Manifest(_Record):
     precision: str
     parent: Annotated[str, Field(pattern=rf"^{NAME_PATTERN}@[1-9]\d*$")] | None = None
     finetune: dict[str, Any] | None = None
+    quantisation: dict[str, Any] | None = None
     files: dict[str, FileRecord]
 
 

@@ -1,18 +1,24 @@
 """The model that a fine-tune begins with."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from training import artifact, run
 from training.artifact import Manifest
+from training.errors import InputError
 from training.layers import head_of
 from training.normalisation import Normalisation
 from training.pyramid import Pyramid
+from training.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,18 @@ class Base:
     def read(cls, models: Path, model: str) -> Self:
         """Find `name`, meaning its version in production, or `name@version`.
 
+        Of a version in 8-bit integers, which cannot be trained, it is the one in floating point that it was made from.
+
         Raises:
             InputError: there is no such model or version.
             ArtifactError: a file of it was changed after it was written.
         """
         folder = artifact.folder(models, *run.resolve(models, model))
-        return cls(folder, artifact.verify(folder))
+        manifest = artifact.verify(folder)
+        if manifest.quantisation is not None and manifest.parent is not None:
+            log.info("%s is in 8-bit integers: beginning with %s, which it was made from", model, manifest.parent)
+            return cls.read(models, manifest.parent)
+        return cls(folder, manifest)
 
     def __str__(self) -> str:
         return f"{self.manifest.name}@{self.manifest.version}"
@@ -39,6 +51,17 @@ class Base:
     @property
     def normalise(self) -> Normalisation:
         return Normalisation(self.manifest.mean, self.manifest.std)
+
+    def recipe(self) -> Recipe:
+        """The recipe that it was trained by.
+
+        Raises:
+            InputError: it is of another release.
+        """
+        try:
+            return Recipe.model_validate(self.manifest.recipe)
+        except ValidationError as error:
+            raise InputError(f"{self} has a recipe of another release. Train it anew. ({error})") from error
 
     def network(self) -> nn.Module:
         """The network as it was written, on the CPU in evaluation mode."""

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from training import artifact, distributed, lock, pruning, recipe, report, run, scoring
+from training import artifact, distributed, lock, pruning, quantisation, recipe, report, run, scoring
 from training import crossvalidate as cross_validation
 from training.artifact import Manifest
 from training.errors import InputError, TrainingError
@@ -189,6 +189,19 @@ def prune(
         manifest = pruning.prune(task, [bar])
     size = manifest.files[artifact.WEIGHTS].size / 1e6
     _conclude(models, manifest, f"pruned from {manifest.parent} to weights of {size:.2f} MB.")
+
+
+@app.command()
+def quantise(
+    model: Annotated[str, typer.Option(help="NAME for the version in production, or NAME@VERSION.")],
+    data: Annotated[str, typer.Option(help="What the model was trained on.")],
+    models: Models = Path("models"),
+) -> None:
+    """Turn a model into 8-bit integers, measure what that costs, and write it as the next version."""
+    _prepare()
+    manifest = quantisation.quantise(quantisation.Quantisation(model, data, models, _command()))
+    cost = report.quantisation_cost(manifest.quantisation or {})
+    _conclude(models, manifest, f"quantised from {manifest.parent}: {cost}.")
 
 
 @app.command()

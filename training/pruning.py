@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from training import loop, resnet, run
@@ -62,7 +61,7 @@ def prune(task: Pruning, sinks: Sequence[Sink] = ()) -> Manifest:
         raise InputError(f"--keep is the share of the channels that is left, above 0 and below 1, not {task.keep}.")
     base = Base.read(task.models, task.model)
     parent, wide = base.manifest, base.network()
-    recipe = _recipe(parent, wide, task)
+    recipe = _recipe(base, wide, task)
     job, dataset, parts = run.prepare(
         run.Job(recipe, task.source, parent.name, task.models, parent.data.seed, task.device, task.command)
     )
@@ -182,15 +181,12 @@ def _copy(network: nn.Module, narrower: nn.Module, name: str, outputs: Tensor, i
     narrower.get_submodule(name).load_state_dict(kept)
 
 
-def _recipe(parent: Manifest, network: nn.Module, task: Pruning) -> Recipe:
-    """The parent's recipe for the narrower network, with lower rates."""
-    try:
-        recipe = Recipe.model_validate(parent.recipe)
-    except ValidationError as error:
-        raise InputError(f"{task.model} has a recipe of another release. Train it anew. ({error})") from error
+def _recipe(base: Base, network: nn.Module, task: Pruning) -> Recipe:
+    """The base's recipe for the narrower network, with lower rates."""
+    recipe = base.recipe()
     rates = ("learning_rate", "head_learning_rate", "bias_learning_rate")
     lower = {key: _RATE * getattr(recipe.optimizer, key) for key in rates}
-    arguments = {**parent.arguments, **_narrower(network, task.keep)}
+    arguments = {**base.manifest.arguments, **_narrower(network, task.keep)}
     return recipe.model_copy(
         update={
             "epochs": task.epochs,

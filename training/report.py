@@ -85,6 +85,26 @@ def _finetune_rows(manifest: Manifest) -> str:
     return rows
 
 
+def _quantisation_rows(manifest: Manifest) -> str:
+    """What a quantised version was made of and what that cost; nothing for any other."""
+    how = manifest.quantisation
+    if how is None:
+        return ""
+    return (
+        f"| quantised from | {manifest.parent}, {how['weights']} weights and {how['activations']} activations, ranges "
+        f"from {how['pictures']:,} training pictures |\n| cost of that | {quantisation_cost(how)} |\n"
+    )
+
+
+def quantisation_cost(how: Mapping[str, Any]) -> str:
+    """The figures of a manifest's `quantisation` in words."""
+    accuracy, size = how["accuracy"], how["bytes"]
+    return (
+        f"{accuracy['before']:.2%} of {how['count']:,} validation pictures before, {accuracy['after']:.2%} after; "
+        f"weights {size['before'] / 1e6:.2f} MB before, {size['after'] / 1e6:.2f} MB after"
+    )
+
+
 def write_reliability(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draw the accuracy of each bin of confidence, from `evaluate.reliability`; calibrated is on the diagonal."""
     figure = _figure(4.5, 4.5)
@@ -143,7 +163,8 @@ def write_card(manifest: Manifest, path: Path) -> None:
         temperature += f" (undecided) to {manifest.temperature_certain:.3f} (certain)"
     calibration = f"{test['calibration_error']:.2%} with {temperature}, {test['calibration_error_before']:.2%} without"
     epochs = (manifest.finetune or manifest.recipe)["epochs"]
-    training = f"{epochs} epochs in {clock(manifest.training_seconds)} on {manifest.machine}, {manifest.precision}"
+    of = f"{manifest.parent}'s, " if manifest.quantisation else ""
+    training = f"{of}{epochs} epochs in {clock(manifest.training_seconds)} on {manifest.machine}, {manifest.precision}"
     libraries = ", ".join(f"{name} {number}" for name, number in manifest.libraries.items())
     finetuned = _finetune_rows(manifest)
     path.write_text(f"""# {manifest.name}, version {manifest.version}
@@ -160,7 +181,7 @@ Tells {len(manifest.classes)} classes apart: {", ".join(manifest.classes)}.
 | data | {counts}; SHA-256 `{data.sha256}`.{made} |
 | seed | {manifest.seed} |
 | libraries | {libraries} |
-{finetuned}
+{finetuned}{_quantisation_rows(manifest)}
 Made by:
 
     {manifest.command}

@@ -27,6 +27,7 @@ from training.estimate import run_seconds
 from training.machine import choose_device, describe, memory_errors, tune_for_training
 from training.normalisation import Normalisation
 from training.novelty import Neighbours
+from training.quantiser import quantised
 from training.recipe import Recipe
 from training.sink import Epoch, Sink
 
@@ -191,8 +192,10 @@ def _teacher(
 
 
 def restore(folder: Path, manifest: Manifest) -> nn.Module:
-    """The network of a verified version, from its weights: float32, in evaluation mode."""
-    network = resnet.build(manifest.architecture, len(manifest.classes), manifest.arguments)
+    """The network of a verified version, from its weights, in evaluation mode: float32, or in simulated integers."""
+    network = resnet.build(manifest.architecture, len(manifest.classes), manifest.arguments).eval()
+    if manifest.quantisation is not None:
+        network = quantised(network)
     network.load_state_dict(load((folder / artifact.WEIGHTS).read_bytes()))
     return network.eval()
 
@@ -242,23 +245,8 @@ def write(
         ArtifactError: the exported file disagrees with the network, or the disk is full; nothing was written.
     """
     recipe, origin = job.recipe, origin or Origin()
-    weights = stored(network, recipe.weights)
-    network.load_state_dict(weights)  # from here on the network is what the file holds, rounding included
-    network.eval()
-    cpu = torch.device("cpu")
-    held_out = evaluate.logits(network, normalise, parts.validation.images, cpu)
-    calibration = Calibration.fit(held_out, parts.validation.labels)
     with artifact.new_version(job.models, job.name) as folder:
-        (folder / artifact.WEIGHTS).write_bytes(save(weights))
-        Neighbours.of(network, normalise, parts.train.images).write(folder / artifact.NEIGHBOURS)
-        export.save_script(
-            export.Served(network, normalise, calibration),
-            recipe.network.input_size,
-            folder / artifact.SCRIPT,
-        )
-        script = export.load_script(folder / artifact.SCRIPT, cpu)
-        check_agreement(script, parts.validation.images, calibration(held_out))
-        probe.write(folder / probe.PROBE, _probe(script, parts.train.images))
+        calibration, metrics = write_network(folder, network, normalise, parts, dataset.classes, recipe)
         manifest = Manifest(
             name=job.name,
             version=artifact.next_version(job.models, job.name),
@@ -272,9 +260,7 @@ def write(
             std=normalise.std,
             temperature=calibration.undecided,
             temperature_certain=calibration.certain,
-            metrics=_metrics(script, parts, dataset.classes)
-            | _robustness(network, normalise, parts, recipe)
-            | dict(origin.metrics),
+            metrics=metrics | dict(origin.metrics),
             data=DataRecord(
                 sha256=dataset.sha256,
                 counts={
@@ -287,7 +273,7 @@ def write(
             ),
             recipe=recipe.model_dump(mode="json"),
             seed=job.seed,
-            libraries={"python": platform.python_version()} | {name: library_version(name) for name in _LIBRARIES},
+            libraries=libraries(),
             training_seconds=history[-1].seconds,
             machine=describe(device),
             precision=str(loop.autocast_dtype(recipe, device)).removeprefix("torch."),
@@ -296,22 +282,66 @@ def write(
             files={},
         )
         replay.store(folder, parts, recipe.replay)
-        manifest = _write_report(folder, manifest, history)
+        manifest = write_report(folder, manifest, history)
     if artifact.read_aliases(job.models, job.name).production is None:
         artifact.write_aliases(job.models, job.name, Aliases(production=manifest.version, history=(manifest.version,)))
     return manifest
 
 
-def _write_report(folder: Path, manifest: Manifest, history: Sequence[Epoch]) -> Manifest:
+def write_network(
+    folder: Path,
+    network: nn.Module,
+    normalise: Normalisation,
+    parts: data.Partition,
+    classes: Sequence[str],
+    recipe: Recipe,
+) -> tuple[Calibration, dict[str, Any]]:
+    """Calibrate a network and write all files of a version that follow from it.
+
+    Args:
+        folder: of `artifact.new_version`.
+        network: on the CPU.
+
+    Returns:
+        The calibration that was fitted on the validation split, and the metrics of the file that is served.
+
+    Raises:
+        ArtifactError: the exported file disagrees with the network.
+    """
+    weights = stored(network, recipe.weights)
+    network.load_state_dict(weights)  # from here on the network is what the file holds, rounding included
+    network.eval()
+    cpu = torch.device("cpu")
+    held_out = evaluate.logits(network, normalise, parts.validation.images, cpu)
+    calibration = Calibration.fit(held_out, parts.validation.labels)
+    (folder / artifact.WEIGHTS).write_bytes(save(weights))
+    Neighbours.of(network, normalise, parts.train.images).write(folder / artifact.NEIGHBOURS)
+    served = export.Served(network, normalise, calibration)
+    export.save_script(served, recipe.network.input_size, folder / artifact.SCRIPT)
+    script = export.load_script(folder / artifact.SCRIPT, cpu)
+    check_agreement(script, parts.validation.images, calibration(held_out))
+    probe.write(folder / probe.PROBE, _probe(script, parts.train.images))
+    return calibration, _metrics(script, parts, classes) | _robustness(network, normalise, parts, recipe)
+
+
+def write_report(folder: Path, manifest: Manifest, history: Sequence[Epoch] = ()) -> Manifest:
+    """Write the card and its pictures, and as the last file the manifest, with the hash of every other one."""
+    test = manifest.metrics["test"]
     pictures = folder / "report"
-    pictures.mkdir()
-    report.write_curves(history, pictures / "curves.png")
-    report.write_confusion(manifest.metrics["test"]["confusion"], manifest.classes, pictures / "confusion.png")
-    report.write_reliability(manifest.metrics["test"]["reliability"], pictures / "reliability.png")
+    pictures.mkdir(exist_ok=True)
+    if history:
+        report.write_curves(history, pictures / "curves.png")
+    report.write_confusion(test["confusion"], manifest.classes, pictures / "confusion.png")
+    report.write_reliability(test["reliability"], pictures / "reliability.png")
     report.write_card(manifest, pictures / "card.md")
     manifest = manifest.model_copy(update={"files": artifact.record_files(folder)})
     artifact.write_manifest(folder, manifest)
     return manifest
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what a version is made with."""
+    return {"python": platform.python_version()} | {name: library_version(name) for name in _LIBRARIES}
 
 
 def _probe(script: Callable[[Tensor], Tensor], images: Tensor) -> probe.Probe:
@@ -321,13 +351,13 @@ def _probe(script: Callable[[Tensor], Tensor], images: Tensor) -> probe.Probe:
 
 
 def stored(network: nn.Module, format_: str) -> dict[str, Tensor]:
-    """The weights as they are written, in float32 or float16.
+    """The weights as they are written, in float32 or float16; integers stay what they are.
 
     Vectors stay float32: they are small, and norm statistics need the range.
     """
     half = format_ == "float16"
     return {
-        name: (value.half() if half and value.ndim > 1 else value).contiguous().clone()
+        name: (value.half() if half and value.ndim > 1 and value.is_floating_point() else value).contiguous().clone()
         for name, value in network.state_dict().items()
     }
 
