@@ -79,6 +79,18 @@ class BodyTooLargeError(ServiceError):
     title = "Request body too large"
 
 
+class TooSlowError(ServiceError):
+    """The request takes too long to arrive; its connection is closed."""
+
+    status = 408
+    kind = "too-slow"
+    title = "Request too slow"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Connection": "close"}
+
+
 class UnauthorizedError(ServiceError):
     """The request carries no key, or a wrong one."""
 

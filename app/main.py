@@ -11,6 +11,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 
 from app import errors
 from app.api import canary, finetune, health, models, page, predict
+from app.connection import State
 from app.jobs.queue import JobQueue
 from app.middleware import ApiKey, BodyLimit, Limit
 from app.registry import Registry
@@ -42,7 +43,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     device = machine.choose_device(settings.device)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         machine.reuse_freed_memory()
         shares = machine.divide(settings.workers)
         # The threads that compute and decode get Python's lock from the event loop after this long, not after 5 ms.
@@ -60,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             Decoder(settings.max_pixels, shares.decode, settings.max_decode_pixels),
             Admission(settings.max_inflight, settings.max_inflight_bytes),
             JobQueue(settings),
+            asyncio.Event(),
         )
         app.state.service = service
         # Beside the server, not before it: it can say that it lives and is not ready while models load.
@@ -69,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await loading
         following = asyncio.create_task(_follow(service.registry, loading))
         try:
-            yield
+            yield State(receive_seconds=settings.max_receive_seconds, stopping=service.stopping)
         finally:
             engines.close()  # first: loading waits for what is being tried
             for task in (loading, following):

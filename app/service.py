@@ -1,5 +1,6 @@
 """What a running service consists of, and how a request gets at it."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,13 +15,14 @@ from app.settings import Settings
 
 @dataclass(frozen=True)
 class Service:
-    """The parts that live as long as the service does."""
+    """The parts that live as long as the service does; `stopping` is set as soon as it is told to end."""
 
     settings: Settings
     registry: Registry
     decoder: Decoder
     admission: Admission
     jobs: JobQueue
+    stopping: asyncio.Event
 
 
 async def _service(request: Request) -> Service:

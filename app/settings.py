@@ -18,6 +18,14 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every network.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    trusted_proxies: str = Field(
+        "127.0.0.1,::1",
+        description="Addresses or networks of proxies whose X-Forwarded-For is believed, comma-separated; * is all.",
+    )
+    max_receive_seconds: float = Field(
+        20, gt=0, description="Seconds that a request may take to arrive, besides one for every 10 kB of it."
+    )
+    access_log: bool = Field(True, description="Whether every request is a line in the log.")
     workers: int = Field(1, ge=1, description="Number of server processes that share the port.")
     models_dir: Path = Field(Path("models"), description="Folder of the models.")
     data_dir: Path = Field(Path("data"), description="Folder for what the service writes: uploads, jobs, audit log.")

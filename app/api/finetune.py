@@ -110,7 +110,7 @@ def get_job(found: JobDep) -> Job:
 async def events(service: ServiceDep, found: JobDep) -> AsyncIterator[Job]:
     """Send the job whenever it has changed, as Server-Sent Events, until it ends."""
     yield found
-    while not found.ended:
+    while not found.ended and not service.stopping.is_set():
         await asyncio.sleep(_LOOK_SECONDS)
         try:
             now = await asyncio.to_thread(service.jobs.get, found.id)

@@ -65,6 +65,7 @@ def test_keys_are_split_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("APP_MAX_INFLIGHT_MB", "0"),
         ("APP_MAX_DECODE_PIXELS", "0"),
         ("APP_ENGINE", "steam"),
+        ("APP_MAX_RECEIVE_SECONDS", "0"),
     ],
 )
 def test_wrong_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
