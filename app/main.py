@@ -10,7 +10,7 @@ from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from app import errors
-from app.api import canary, finetune, health, models, page, predict
+from app.api import canary, finetune, health, metrics, models, page, predict
 from app.connection import State
 from app.jobs.queue import JobQueue
 from app.middleware import ApiKey, BodyLimit, Limit
@@ -106,6 +106,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(models.router, dependencies=secured)
     app.include_router(finetune.router, dependencies=secured)
     app.include_router(canary.router, dependencies=secured)
+    app.include_router(metrics.router, dependencies=secured)
     app.include_router(health.router)
     app.include_router(page.router)
     app.mount("/web", page.files)

@@ -31,6 +31,7 @@ def guarded(models: Path) -> Iterator[httpx.Client]:
 def test_key_lets_in(guarded: httpx.Client, headers: dict[str, str]) -> None:
     assert guarded.post("/predict", files={"file": png(1)}, headers=headers).status_code == 200
     assert guarded.get("/models", headers=headers).status_code == 200
+    assert "refit_requests_total" in guarded.get("/metrics", headers=headers).text
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,8 @@ def test_key_lets_in(guarded: httpx.Client, headers: dict[str, str]) -> None:
     [
         ("POST", "/predict"),
         ("GET", "/models"),
+        ("GET", "/metrics"),
+        ("GET", "/finetune"),
         ("GET", "/docs/"),
         ("GET", "/x"),
         ("GET", "/healthz/"),
@@ -73,5 +76,7 @@ def test_health_and_what_every_installation_shows_are_open(guarded: httpx.Client
 
 def test_document_names_the_keys(guarded: httpx.Client) -> None:
     document = guarded.get("/openapi.json").json()
-    assert document["paths"]["/predict"]["post"]["security"] == [{"HTTPBearer": []}, {"APIKeyHeader": []}]
-    assert "security" not in document["paths"]["/healthz"]["get"]
+    schemes: list[dict[str, list[str]]] = [{"HTTPBearer": []}, {"APIKeyHeader": []}]
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            assert operation.get("security") == (None if path in {"/healthz", "/readyz"} else schemes), path
