@@ -84,7 +84,7 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self) -> None:
         answer = respond(
-            TooSlowError(f"The request did not arrive at {_LEAST_RATE / 1000:g} kB a second. Send it anew.")
+            TooSlowError(f"The request came at less than {_LEAST_RATE / 1000:g} kB a second. Send it anew.")
         )
         headers = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
         self.transport.write(STATUS_LINE[answer.status_code] + headers + b"\r\n" + bytes(answer.body))
