@@ -14,6 +14,7 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 
+from app.connection import Connection
 from app.jobs import supervisor
 from app.jobs.process import end_with_parent
 from app.jobs.worker import Worker
@@ -25,6 +26,9 @@ cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 _SECRETS = {"api_keys", "database_url"}  # settings whose values are not shown
 
 _GRACE_SECONDS = 8  # below the ten that container engines give before they kill
+# Longer than proxies keep a connection that is not in use, Caddy two minutes, most others one: a request that they send
+# on one that is closed at that moment is lost.
+_KEEP_ALIVE_SECONDS = 125
 
 _LOGGING: dict[str, Any] = {
     "version": 1,
@@ -65,8 +69,14 @@ def serve(
                 port=settings.port,
                 workers=settings.workers,
                 log_config=_LOGGING,
+                access_log=settings.access_log,
+                http=Connection,
+                forwarded_allow_ips=settings.trusted_proxies,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=_GRACE_SECONDS,
                 server_header=False,
+                # No browser takes an answer, a job's log say, for a page with scripts.
+                headers=[("X-Content-Type-Options", "nosniff")],
             )
     except InputError as error:
         _refuse(str(error))

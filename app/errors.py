@@ -79,6 +79,18 @@ class BodyTooLargeError(ServiceError):
     title = "Request body too large"
 
 
+class TooSlowError(ServiceError):
+    """The request takes too long to arrive; its connection is closed."""
+
+    status = 408
+    kind = "too-slow"
+    title = "Request too slow"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Connection": "close"}
+
+
 class UnauthorizedError(ServiceError):
     """The request carries no key, or a wrong one."""
 
@@ -159,6 +171,25 @@ class UnknownCanaryError(ServiceError):
     title = "No canary"
 
 
+class FeedbackOffError(ServiceError):
+    """Nothing is kept that could be labelled."""
+
+    status = 409
+    kind = "feedback-off"
+    title = "Feedback is off"
+
+    def __init__(self) -> None:
+        super().__init__("Predictions are not kept here. Start the service with APP_KEEP_FEEDBACK=true to keep them.")
+
+
+class UnknownPredictionError(ServiceError):
+    """No prediction with that id is kept."""
+
+    status = 404
+    kind = "unknown-prediction"
+    title = "Unknown prediction"
+
+
 class UnusableVersionError(ServiceError):
     """The version is there and cannot serve; what served before goes on."""
 
@@ -237,6 +268,13 @@ class QueueUnavailableError(RetryableError):
 
     kind = "queue-unavailable"
     title = "Jobs unavailable"
+
+
+class FeedbackUnavailableError(RetryableError):
+    """What was kept of predictions cannot be read or changed."""
+
+    kind = "feedback-unavailable"
+    title = "Feedback unavailable"
 
 
 class DeadlineError(RetryableError):

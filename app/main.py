@@ -10,7 +10,10 @@ from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from app import errors
-from app.api import canary, finetune, health, models, page, predict
+from app.api import canary, feedback, finetune, health, metrics, models, page, predict
+from app.connection import State
+from app.feedback.recorder import Recorder
+from app.feedback.store import Store
 from app.jobs.queue import JobQueue
 from app.middleware import ApiKey, BodyLimit, Limit
 from app.registry import Registry
@@ -42,7 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     device = machine.choose_device(settings.device)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         machine.reuse_freed_memory()
         shares = machine.divide(settings.workers)
         # The threads that compute and decode get Python's lock from the event loop after this long, not after 5 ms.
@@ -60,6 +63,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             Decoder(settings.max_pixels, shares.decode, settings.max_decode_pixels),
             Admission(settings.max_inflight, settings.max_inflight_bytes),
             JobQueue(settings),
+            asyncio.Event(),
+            _recorder(settings),
         )
         app.state.service = service
         # Beside the server, not before it: it can say that it lives and is not ready while models load.
@@ -69,7 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await loading
         following = asyncio.create_task(_follow(service.registry, loading))
         try:
-            yield
+            yield State(receive_seconds=settings.max_receive_seconds, stopping=service.stopping)
         finally:
             engines.close()  # first: loading waits for what is being tried
             for task in (loading, following):
@@ -79,11 +84,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await service.registry.close()
             service.decoder.close()
             service.jobs.close()
+            if service.recorder:
+                service.recorder.close()
 
     app = FastAPI(
         title="Refit",
         description="Classifies pictures with the models in a folder of artifacts.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere; `page` has one that does not
+        redoc_url=None,
     )
     errors.install(app)
     keys = [key.get_secret_value() for key in settings.api_keys]
@@ -101,7 +110,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(predict.router, dependencies=secured)
     app.include_router(models.router, dependencies=secured)
     app.include_router(finetune.router, dependencies=secured)
+    app.include_router(feedback.router, dependencies=secured)
     app.include_router(canary.router, dependencies=secured)
+    app.include_router(metrics.router, dependencies=secured)
     app.include_router(health.router)
     app.include_router(page.router)
     app.mount("/web", page.files)
@@ -113,6 +124,13 @@ def _max_memory(settings: Settings) -> float:
     if settings.max_memory_mb is None:
         return machine.memory_bytes() / 2 / settings.workers
     return settings.max_memory_mb * 1_000_000
+
+
+def _recorder(settings: Settings) -> Recorder | None:
+    if not settings.keep_feedback:
+        return None
+    store = Store(settings.data_dir / "feedback", settings.feedback_max_bytes, settings.feedback_max_days)
+    return Recorder(store)
 
 
 async def _follow(registry: Registry, loading: asyncio.Task[None]) -> None:

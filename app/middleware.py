@@ -9,7 +9,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import BodyTooLargeError, UnauthorizedError, respond
 
-_OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
+# The description of the API is that of every installation, and tells nothing of this one.
+_OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
 _OPEN_FOLDER = "/web/"
 
 
@@ -63,7 +64,7 @@ def _too_large(limit: Limit) -> BodyTooLargeError:
 
 
 class ApiKey:
-    """Lets only requests with one of the keys pass. The page, and whether the service lives, are open to all.
+    """Lets only requests with one of the keys pass. The pages, and whether the service lives, are open to all.
 
     Args:
         keys: the keys, in plain text.

@@ -1,10 +1,12 @@
 """What a running service consists of, and how a request gets at it."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.feedback.recorder import Recorder
 from app.jobs.queue import JobQueue
 from app.registry import Registry
 from app.serving.admission import Admission
@@ -14,13 +16,20 @@ from app.settings import Settings
 
 @dataclass(frozen=True)
 class Service:
-    """The parts that live as long as the service does."""
+    """The parts that live as long as the service does.
+
+    Attributes:
+        stopping: set as soon as the service is told to end.
+        recorder: None if pictures are not kept.
+    """
 
     settings: Settings
     registry: Registry
     decoder: Decoder
     admission: Admission
     jobs: JobQueue
+    stopping: asyncio.Event
+    recorder: Recorder | None
 
 
 async def _service(request: Request) -> Service:

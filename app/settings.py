@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.serving.candidates import Kind
+from app.serving.engine import Kind
 
 
 class Settings(BaseSettings):
@@ -18,6 +18,14 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every network.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    trusted_proxies: str = Field(
+        "127.0.0.1,::1",
+        description="Addresses or networks of proxies whose X-Forwarded-For is believed, comma-separated; * is all.",
+    )
+    max_receive_seconds: float = Field(
+        20, gt=0, description="Seconds that a request may take to arrive, besides one for every 10 kB of it."
+    )
+    access_log: bool = Field(True, description="Whether every request is a line in the log.")
     workers: int = Field(1, ge=1, description="Number of server processes that share the port.")
     models_dir: Path = Field(Path("models"), description="Folder of the models.")
     data_dir: Path = Field(Path("data"), description="Folder for what the service writes: uploads, jobs, audit log.")
@@ -59,6 +67,15 @@ class Settings(BaseSettings):
     keep_datasets_mb: float = Field(
         20_000, ge=0, description="Archives of ended fine-tunes beyond this many MB are deleted, oldest first."
     )
+    keep_feedback: bool = Field(
+        False, description="Keep the pictures that are classified, so that they can be labelled and trained on."
+    )
+    feedback_max_mb: float = Field(
+        1000,
+        gt=0,
+        description="Most MB of such pictures; the oldest go first, and those without a label before others.",
+    )
+    feedback_max_days: float = Field(90, gt=0, description="Days for which such a picture is kept.")
     max_memory_mb: float | None = Field(
         None,
         gt=0,
@@ -97,6 +114,11 @@ class Settings(BaseSettings):
     def max_dataset_bytes(self) -> int:
         """Largest request body that carries an archive for fine-tuning, in bytes."""
         return int(self.max_dataset_mb * 1_000_000)
+
+    @property
+    def feedback_max_bytes(self) -> int:
+        """Pictures that are kept for labelling, in bytes."""
+        return int(self.feedback_max_mb * 1_000_000)
 
     @property
     def max_inflight_bytes(self) -> int:

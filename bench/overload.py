@@ -74,15 +74,22 @@ class _Client:
     async def post(self) -> tuple[int, bool, float]:
         """Status, whether there was a Retry-After, and milliseconds."""
         started = time.perf_counter()
-        if self._idle:
-            connection = self._idle.pop()
-        else:
+        connection = self._reuse()
+        if connection is None:
             _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
         head = await connection.send(self._request)
         status = int(head[9:12])
         if status:
             self._idle.append(connection)
         return status, b"retry-after:" in head.lower(), 1000 * (time.perf_counter() - started)
+
+    def _reuse(self) -> _Connection | None:
+        """A connection that the server has not closed in the meantime."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.transport and not connection.transport.is_closing():
+                return connection
+        return None
 
 
 def run(url: str, body: bytes, content_type: str, rate: float, seconds: float) -> Outcome:

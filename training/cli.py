@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -14,15 +15,15 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from training import artifact, distributed, pruning, quantisation, recipe, report, run
+from training import artifact, distributed, lock, pruning, quantisation, recipe, report, run, scoring
 from training import crossvalidate as cross_validation
 from training.artifact import Manifest
 from training.errors import InputError, TrainingError
 from training.finetune import FinetuneJob
 from training.finetune import finetune as run_finetune
-from training.loop import Sink
 from training.machine import keep_freed_memory, set_threads
 from training.progress import Bar, JsonLines, TensorBoard, clock
+from training.sink import Sink
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Train, fine-tune, evaluate and list image classifiers."
@@ -144,7 +145,7 @@ def evaluate(
 ) -> None:
     """Score a model on a data source, through the file that is served."""
     _prepare()
-    figures = run.score(models, model, data, split.value, corruptions=corruptions, unknown=ood)
+    figures = scoring.score(models, model, data, split.value, corruptions=corruptions, unknown=ood)
     if pictures:
         report.write_pictures(figures, list(figures["per_class"]), pictures)
     if as_json:
@@ -314,16 +315,18 @@ def _command() -> list[str]:
 
 
 def _followed(models: Path, name: str, epochs: int | None, start: Callable[[list[Sink]], Manifest]) -> Manifest:
-    """Start a run that shows and logs how it goes; of several processes the first one does."""
+    """Start a run that shows and logs how it goes, alone of its name; of several processes the first one does."""
     artifact.check_name(name)
     if not distributed.is_first():
         return start([])
-    log_file = run.runs_folder(models, name) / "log.jsonl"
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    log_file.unlink(missing_ok=True)
+    folder = run.runs_folder(models, name)
     try:
-        with Bar(epochs) as bar:
-            return start([JsonLines(log_file), bar])
+        with lock.exclusive(folder, shlex.join(_command())):
+            folder.mkdir(exist_ok=True)
+            log_file = folder / "log.jsonl"
+            log_file.unlink(missing_ok=True)
+            with Bar(epochs) as bar:
+                return start([JsonLines(log_file), bar])
     except KeyboardInterrupt as error:
         raise TrainingError("Interrupted. Finished epochs are kept: the same command with --resume goes on.") from error
 

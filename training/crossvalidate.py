@@ -11,9 +11,9 @@ import torch
 from training import data, run
 from training.data import Partition, Split
 from training.errors import InputError
-from training.loop import Epoch, Sink
 from training.machine import choose_device, tune_for_training
 from training.recipe import Recipe
+from training.sink import Epoch, Sink
 from training.split import duplicate_clusters, folds
 
 log = logging.getLogger(__name__)

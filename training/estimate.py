@@ -9,9 +9,9 @@ from torch import nn
 
 from training import evaluate, loop
 from training.data import Partition, Split
-from training.loop import Epoch, Step
 from training.normalisation import Normalisation
 from training.recipe import LowResolution, Recipe
+from training.sink import Epoch, Step
 
 _STEPS = 3  # that are timed, after as many to warm up
 

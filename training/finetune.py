@@ -18,11 +18,11 @@ from training.data import Partition, Split
 from training.errors import InputError, TrainingError
 from training.head import Choice, Examples, Scale, cross_validate, features, fit
 from training.layers import head_of
-from training.loop import Epoch, Sink, Step
 from training.machine import choose_device
 from training.plan import VALIDATION, Plan, make_plan, make_recipe
 from training.recipe import Recipe
 from training.replay import Memory
+from training.sink import Epoch, Sink, Step
 from training.split import held_out
 
 _HEAD_WORK = 16_000  # pictures of 32x32 whose features the first epoch computes at most: a minute of two CPU cores

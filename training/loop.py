@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from training.machine import fast_bfloat16
 from training.normalisation import Normalisation
 from training.optim import make_optimizers, rate
 from training.recipe import Freeze, Recipe
+from training.sink import Epoch, Sink, Watch
 from training.trivial import trivial_augment
 
 log = logging.getLogger(__name__)
@@ -37,52 +38,6 @@ Penalty = Callable[[Tensor, Tensor], Tensor]
 
 _PREPARED_WITH = 5000  # training pictures that a first layer is set from; more change nothing
 _ATTACKED = 500  # validation pictures that are attacked after each epoch; an attack costs ten steps of training
-
-
-@dataclass(frozen=True)
-class Step:
-    """Progress inside an epoch: the share of the run that is done, and running figures of this epoch.
-
-    Loss and accuracy are None while there are none yet, as when features are computed for the first layer to train.
-    """
-
-    epoch: int
-    done: float
-    loss: float | None
-    accuracy: float | None
-    images_per_second: float
-    eta_seconds: float
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """A finished epoch; `seconds` is the training time of the run so far, validation included.
-
-    `val_robust_accuracy` is measured in adversarial training, on a part of the validation split.
-    """
-
-    epoch: int
-    epochs: int
-    loss: float
-    accuracy: float
-    val_loss: float
-    val_accuracy: float
-    val_macro_f1: float
-    seconds: float
-    val_robust_accuracy: float | None = None
-
-
-class Sink(Protocol):
-    """Something that wants to know how a run goes: a progress bar, a log, a job's status.
-
-    What it raises ends the run; the last checkpoint is kept.
-    """
-
-    def step(self, step: Step) -> None:
-        """Called about once a second."""
-
-    def epoch(self, epoch: Epoch) -> None:
-        """Called after every epoch, once its checkpoint is on disk; a resumed run begins with those before it."""
 
 
 def train(  # noqa: PLR0913  the parts of a run, each by its name
@@ -149,7 +104,7 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
             break
         started = time.perf_counter()
         before = history[-1].seconds if history else 0.0
-        loss, accuracy = _train_epoch(parts, epoch, _Watch(sinks, epoch, recipe.epochs, before))
+        loss, accuracy = _train_epoch(parts, epoch, Watch(sinks, epoch, recipe.epochs, before))
         scores = _validate(parts, epoch, data.validation, device)
         robust = _robust_accuracy(parts, data.validation)
         seconds = round(before + time.perf_counter() - started, 3)
@@ -289,7 +244,7 @@ def _compiled(forward: nn.Module, recipe: Recipe, device: torch.device) -> Calla
     return compiled
 
 
-def _train_epoch(parts: _Parts, epoch: int, watch: "_Watch") -> tuple[float, float]:
+def _train_epoch(parts: _Parts, epoch: int, watch: Watch) -> tuple[float, float]:
     recipe, split = parts.recipe, parts.split
     device, count, batch = split.images.device, len(split), recipe.batch_size
     batches = count // batch
@@ -396,29 +351,3 @@ def _restore(state: dict[str, Any], parts: _Parts, best: BestEpoch) -> list[Epoc
         parts.average.restore(state["average"])
     best.restore(state["best"])
     return [Epoch(**epoch) for epoch in state["history"]]
-
-
-class _Watch:
-    """Tells the sinks about steps, at most once a second: reading the figures waits for the device."""
-
-    def __init__(self, sinks: Sequence[Sink], epoch: int, epochs: int, before: float) -> None:
-        self._sinks, self._epoch, self._epochs, self._before = sinks, epoch, epochs, before
-        self._started = self._told = time.perf_counter()
-
-    def after(self, step: int, batches: int, batch: int, total_loss: Tensor, correct: Tensor) -> None:
-        now = time.perf_counter()
-        if not self._sinks or (now - self._told < 1 and step < batches):
-            return
-        self._told = now
-        done = (self._epoch + step / batches) / self._epochs
-        spent = self._before + now - self._started
-        figures = Step(
-            epoch=self._epoch + 1,
-            done=done,
-            loss=float(total_loss) / step,
-            accuracy=float(correct) / (step * batch),
-            images_per_second=step * batch / (now - self._started),
-            eta_seconds=spent / done * (1 - done),
-        )
-        for sink in self._sinks:
-            sink.step(figures)

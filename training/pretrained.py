@@ -10,7 +10,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
 from training.errors import InputError, TrainingError
 from training.normalisation import Normalisation
@@ -56,6 +55,8 @@ def load(network: nn.Module, architecture: str, source: str) -> None:
 def _download(architecture: str) -> Mapping[str, Tensor]:
     if architecture not in _DOWNLOADED:
         raise InputError(f"torchvision has no weights for {architecture}, only for {', '.join(_DOWNLOADED)}.")
+    from torchvision.models import get_model_weights  # noqa: PLC0415 (seconds to import, and few runs need it)
+
     weights: Any = get_model_weights(architecture)
     try:
         return weights.DEFAULT.get_state_dict(progress=False, check_hash=True)  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from training.errors import InputError
-from training.loop import Epoch, Step
+from training.sink import Epoch, Step
 
 
 def clock(seconds: float) -> str:

@@ -18,10 +18,10 @@ from training import loop, resnet, run
 from training.artifact import Manifest
 from training.base import Base
 from training.errors import InputError
-from training.loop import Sink
 from training.machine import choose_device
 from training.recipe import Recipe
 from training.resnet import BasicBlock, FastResNet, PadShortcut, ResNet
+from training.sink import Sink
 
 log = logging.getLogger(__name__)
 

@@ -2,20 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from training.artifact import Manifest
-from training.loop import Epoch
 from training.progress import clock
+from training.sink import Epoch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def write_curves(history: Sequence[Epoch], path: Path) -> None:
     """Draw loss and accuracy of both splits over the epochs."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(9, 3.6)
     epochs = [epoch.epoch for epoch in history]
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [epoch.loss for epoch in history], label="training")
@@ -33,8 +32,7 @@ def write_curves(history: Sequence[Epoch], path: Path) -> None:
 def write_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> None:
     """Draw which class was taken for which; the numbers are left out where they could not be read."""
     size = min(12.0, 3 + 0.5 * len(classes))
-    figure = Figure(figsize=(size, size), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(size, size)
     axes = figure.subplots()
     shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -47,6 +45,17 @@ def write_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], pat
                 colour = "white" if shares[row][column] > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=7)
     figure.savefig(path, dpi=110)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """An empty figure of a size in inches."""
+    # Slow to import, and imported by the service, which never draws.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _finetune_rows(manifest: Manifest) -> str:
@@ -98,8 +107,7 @@ def quantisation_cost(how: Mapping[str, Any]) -> str:
 
 def write_reliability(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draw the accuracy of each bin of confidence, from `evaluate.reliability`; calibrated is on the diagonal."""
-    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(4.5, 4.5)
     axes = figure.subplots()
     total = sum(row["count"] for row in rows)
     axes.plot((0, 1), (0, 1), color="grey", linewidth=1)
@@ -112,8 +120,7 @@ def write_reliability(rows: Sequence[Mapping[str, float]], path: Path) -> None:
 
 def write_corruptions(found: Mapping[str, Any], path: Path) -> None:
     """Draw the accuracy under each corruption, a bar for each strength, from `corruption.accuracies`."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(9, 3.6)
     axes = figure.subplots()
     rows = found["accuracy"]
     for strength in range(5):
@@ -128,7 +135,7 @@ def write_corruptions(found: Mapping[str, Any], path: Path) -> None:
 
 
 def write_pictures(figures: Mapping[str, Any], classes: Sequence[str], folder: Path) -> None:
-    """Draw what `run.score` found: confusion, reliability and, where measured, corruptions."""
+    """Draw what `scoring.score` found: confusion, reliability and, where measured, corruptions."""
     folder.mkdir(parents=True, exist_ok=True)
     write_confusion(figures["confusion"], classes, folder / "confusion.png")
     write_reliability(figures["reliability"], folder / "reliability.png")

@@ -13,8 +13,8 @@ import optuna
 
 from training import data, recipe, run
 from training.errors import InputError, TrainingError
-from training.loop import Epoch, Step
 from training.machine import choose_device, tune_for_training
+from training.sink import Epoch, Step
 
 log = logging.getLogger(__name__)
 

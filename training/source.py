@@ -15,11 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets import CIFAR10
 
 from training.digest import file_sha256
 from training.errors import InputError
@@ -98,15 +97,22 @@ def locate(source: str, cache: Path) -> Path:
 
 
 def _download_cifar10(cache: Path) -> Path:
-    folder = cache / "cifar10"
+    folder, cifar10 = cache / "cifar10", _torchvision_cifar10()
     try:
-        CIFAR10(folder, download=True)
+        cifar10(folder, download=True)
     except Exception as error:
         raise InputError(
             f"CIFAR-10 could not be downloaded ({error}). Fetch cifar-10-python.tar.gz where there is a "
             "network and name that file, or the folder it unpacks to, instead of cifar10."
         ) from error
-    return Path(folder, CIFAR10.base_folder)
+    return Path(folder, cifar10.base_folder)
+
+
+def _torchvision_cifar10() -> Any:
+    """The class that knows where the official files are and what their checksums are."""
+    from torchvision.datasets import CIFAR10  # noqa: PLC0415 (seconds to import, and few sources need it)
+
+    return CIFAR10
 
 
 def sha256(path: Path) -> str:
@@ -322,7 +328,8 @@ def _cifar_binary(path: PurePosixPath, data: bytes) -> tuple[np.ndarray, list[in
 
 
 def _cifar_pickle(path: PurePosixPath, data: bytes) -> tuple[np.ndarray, list[int]]:
-    official = dict(CIFAR10.train_list + CIFAR10.test_list)
+    cifar10 = _torchvision_cifar10()
+    official = dict(cifar10.train_list + cifar10.test_list)
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != official.get(path.name):
         raise InputError(
             f"{path} is a pickle that differs from the official CIFAR-10 file, so it is not opened: a pickle "

@@ -1,10 +1,8 @@
 """Fine-tuning: upload a dataset, follow the job, cancel it."""
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncIterator
-from secrets import randbits
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -12,6 +10,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel
 
+from app import uuid7
 from app.errors import DatasetError, InvalidRequestError, QueueUnavailableError, documented
 from app.jobs import intake
 from app.jobs.folder import JobFolder
@@ -40,7 +39,8 @@ _BODY: dict[str, Any] = {
                             "type": "string",
                             "format": "binary",
                             "description": "A .zip, .tar, .tar.gz or .tar.xz of class folders: cat/1.jpg. Folders "
-                            "train/ and test/ (or val/) may lie above them.",
+                            "train/ and test/ (or val/) may lie above them. Or the text `feedback`: the labelled "
+                            "predictions of the model `name`; `classes` is then `add` unless said otherwise.",
                         }
                     }
                     | Form.model_json_schema()["properties"],
@@ -72,7 +72,11 @@ JobDep = Annotated[Job, Depends(_find)]
 
 
 @router.post(
-    "", status_code=202, summary="Fine-tune a model", responses=documented(413, 415, 422, 503, 507), openapi_extra=_BODY
+    "",
+    status_code=202,
+    summary="Fine-tune a model",
+    responses=documented(409, 413, 415, 422, 503, 507),
+    openapi_extra=_BODY,
 )
 async def submit(
     request: Request,
@@ -82,9 +86,14 @@ async def submit(
         str | None, Header(max_length=255, description="Requests that repeat it are one job.")
     ] = None,
 ) -> Accepted:
-    """Send an archive of class folders. What can be seen at once is answered at once: 422 lists every problem."""
-    job = str(uuid.uuid5(_KEYS, idempotency_key) if idempotency_key else _new_id())
-    async with intake.receive(request, service.settings.data_dir) as upload:
+    """Send an archive of class folders, or have one made of labelled predictions by dataset=feedback.
+
+    What can be seen at once is answered at once: 422 lists every problem.
+    """
+    # Ids sort by time, which the queue goes by for jobs of the same second.
+    job = str(uuid.uuid5(_KEYS, idempotency_key)) if idempotency_key else uuid7.new()
+    store = service.recorder.store if service.recorder else None
+    async with intake.receive(request, service.settings.data_dir, store) as upload:
         accepted = await asyncio.to_thread(_submit, service, job, upload)
     response.headers["Location"] = f"{request.scope.get('root_path', '')}{router.prefix}/{accepted.id}"
     return Accepted(id=accepted.id, status=accepted.status)
@@ -110,7 +119,7 @@ def get_job(found: JobDep) -> Job:
 async def events(service: ServiceDep, found: JobDep) -> AsyncIterator[Job]:
     """Send the job whenever it has changed, as Server-Sent Events, until it ends."""
     yield found
-    while not found.ended:
+    while not found.ended and not service.stopping.is_set():
         await asyncio.sleep(_LOOK_SECONDS)
         try:
             now = await asyncio.to_thread(service.jobs.get, found.id)
@@ -138,12 +147,6 @@ def cancel(service: ServiceDep, job: str) -> Job:
     return service.jobs.cancel(job)
 
 
-def _new_id() -> uuid.UUID:
-    """A version 7 UUID (RFC 9562): ids sort by time, which the queue goes by for jobs of the same second."""
-    milliseconds = time.time_ns() // 1_000_000
-    return uuid.UUID(int=milliseconds << 80 | 7 << 76 | randbits(12) << 64 | 2 << 62 | randbits(62))
-
-
 def _submit(service: Service, job: str, upload: intake.Upload) -> Job:
     settings, form = service.settings, upload.form
     start = _start(service, form)
@@ -153,7 +156,14 @@ def _submit(service: Service, job: str, upload: intake.Upload) -> Job:
     if findings.errors:
         raise DatasetError(findings.errors)
     JobFolder(settings.data_dir, job).adopt(upload.folder, upload.archive.name)
-    asked = JobRequest(**form.model_dump(), start=start, dataset=upload.archive.name, dataset_sha256=upload.sha256)
+    asked = JobRequest(
+        **form.model_dump(),
+        start=start,
+        dataset=upload.archive.name,
+        dataset_sha256=upload.sha256,
+        gathered=upload.gathered,
+        warnings=upload.warnings,
+    )
     return service.jobs.submit(job, asked)
 
 

@@ -1,4 +1,4 @@
-"""The page at `/`: what a person needs of the service, in a browser. Static files, no build step."""
+"""What a person needs of the service, in a browser: the page at `/`, the API at `/docs`. No build step."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from starlette.staticfiles import StaticFiles
 
 router = APIRouter(include_in_schema=False)
 _FOLDER = Path(__file__).parents[1] / "web"
-# The page runs nothing but its own files, talks to nobody but this service, and is shown in nobody's frame.
+# The pages run nothing but their own files, talk to nobody but this service, and are shown in nobody's frame.
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
 }
 files = StaticFiles(directory=_FOLDER)
@@ -22,3 +22,9 @@ files = StaticFiles(directory=_FOLDER)
 async def page() -> FileResponse:
     """Show the page."""
     return FileResponse(_FOLDER / "index.html", headers=_HEADERS)
+
+
+@router.get("/docs")
+async def docs() -> FileResponse:
+    """Show what the service can be asked, from /openapi.json, with a form to try it."""
+    return FileResponse(_FOLDER / "docs.html", headers=_HEADERS)

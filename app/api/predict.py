@@ -91,6 +91,11 @@ class Prediction(BaseModel):
     label: str = Field(description="The most probable class.")
     probability: float = Field(description="Its probability, 0 to 1.")
     top: list[ClassProbability] = Field(description="The most probable classes, best first.")
+    id: str | None = Field(
+        None,
+        description="What to name this prediction by in `POST /feedback`. Left out unless the service keeps pictures "
+        "(APP_KEEP_FEEDBACK), and while it cannot store any.",
+    )
 
 
 class Failure(BaseModel):
@@ -143,6 +148,8 @@ async def _predict(request: Request) -> Response:
         async with while_wanted(request.receive, deadline):
             rows = await work.classify_all(uploads, timings)
     entries = [_entry(served, upload, row, asked.top_k) for upload, row in zip(uploads, rows, strict=True)]
+    if service.recorder:
+        service.recorder.keep(served.name, served.version, uploads, entries)
     answer = {"model": served.name, "version": served.version, "predictions": entries}
     return Response(orjson.dumps(answer), media_type="application/json")
 

@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from app.jobs.folder import JobFolder, exclusive, find_dataset
+from app.jobs.folder import JobFolder, find_dataset
 from app.jobs.job import Failure, Request
 from app.jobs.process import Outcome, end_with_parent
 from app.settings import Settings
-from training import artifact, compare, machine, recipe, run
+from training import artifact, compare, lock, machine, recipe, run
 from training.artifact import Manifest
 from training.errors import InputError, TrainingError
 from training.finetune import FinetuneJob, finetune
-from training.loop import Epoch, Step
+from training.sink import Epoch, Step
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +81,14 @@ def main() -> None:
 def _give_way() -> None:
     """Leave the processors to whoever answers requests, and be the first to go when memory runs out."""
     os.nice(_NICE)
-    try:
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    except OSError as error:
-        log.info("The kernel may end other processes first when memory runs out: %s", error)
+    # Where sessions are scheduled as groups (sched(7), autogroup), a process's own niceness counts only among those of
+    # its session, and this one is the first of its own.
+    autogroup, oom = Path("/proc/self/autogroup"), Path("/proc/self/oom_score_adj")
+    for file, value in ((autogroup, _NICE), (oom, 1000)):
+        try:
+            file.write_text(str(value))
+        except OSError as error:
+            log.info("%s cannot be set to %d, so training may be in the way of other processes: %s", file, value, error)
 
 
 def _outcome(job: str, request: Request, settings: Settings) -> Outcome:
@@ -107,14 +111,15 @@ def _run(job: str, request: Request, settings: Settings) -> Outcome:
     folder = JobFolder(settings.data_dir, job)
     reporter = Reporter(folder)
     logging.getLogger("training").addHandler(reporter)
-    # A process of an earlier attempt may still be on its way out, and two would share a checkpoint.
-    with exclusive(settings.data_dir, request.name):
+    runs = run.runs_folder(settings.models_dir, request.name)
+    # A process of an earlier attempt may still be on its way out, or somebody trains on the command line.
+    with lock.exclusive(runs, f"POST /finetune/{job}", wait=True):
         try:
             manifest = _train(job, request, settings, folder, reporter)
             reporter.finish()
             comparison = _compare(manifest, settings)
         finally:  # only a process that is killed leaves its checkpoint to the next attempt
-            shutil.rmtree(run.runs_folder(settings.models_dir, request.name), ignore_errors=True)
+            shutil.rmtree(runs, ignore_errors=True)
     metrics = {
         name: {key: value for key, value in figures.items() if key not in _LONG}
         if isinstance(figures, dict)

@@ -1,12 +1,10 @@
 """A job's folder: its archive, its log, and how far it has come. Shared by the service, the worker and the training."""
 
-import fcntl
 import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -100,16 +98,6 @@ def _age(path: Path) -> float:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-@contextmanager
-def exclusive(data_dir: Path, name: str) -> Iterator[None]:
-    """Keep out every other process, on any machine that shares the folder, that asks for the same name. Waits."""
-    path = data_dir / "locks" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # let go of when the process ends, however it does
-        yield
 
 
 def _jobs(data_dir: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Takes a dataset in: a multipart form whose archive goes to disk piece by piece, never whole through memory."""
+"""Takes a dataset in: a multipart form whose archive goes to disk piece by piece, or is made there of feedback."""
 
 import asyncio
 import errno
@@ -13,15 +13,21 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from app.errors import DatasetError, DiskFullError, InvalidRequestError, UnsupportedMediaError
+from app.errors import DatasetError, DiskFullError, FeedbackOffError, InvalidRequestError, UnsupportedMediaError
+from app.feedback import snapshot
+from app.feedback.store import Store
 from app.jobs.folder import new_upload
 from app.jobs.job import Form
 from training.digest import file_sha256
 from training.source import ARCHIVES
 
 FIELD = "dataset"
+FEEDBACK = "feedback"  # in place of an archive: the labelled predictions of the model
 
-_HOW = f"Send a multipart form with the archive in the field '{FIELD}': curl -F {FIELD}=@photos.zip -F name=photos."
+_HOW = (
+    f"Send a multipart form with the archive in the field '{FIELD}' (curl -F {FIELD}=@photos.zip -F name=photos), or "
+    f"with {FIELD}={FEEDBACK} for labelled predictions of the model."
+)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MOST_FIELDS = 50
 _PART = "archive"
@@ -35,6 +41,8 @@ class Upload:
         folder: holds the archive alone; deleted in the end unless it was renamed.
         archive: the file, named by its hash.
         filename: as the client named it.
+        gathered: whether it was made of feedback.
+        warnings: what the user should know of that.
     """
 
     form: Form
@@ -42,16 +50,22 @@ class Upload:
     archive: Path
     filename: str
     sha256: str
+    gathered: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 @asynccontextmanager
-async def receive(request: Request, data_dir: Path) -> AsyncIterator[Upload]:
+async def receive(request: Request, data_dir: Path, store: Store | None) -> AsyncIterator[Upload]:
     """Read the form of `POST /finetune`.
+
+    Args:
+        store: the predictions that are kept, if any are.
 
     Raises:
         UnsupportedMediaError: the body is no multipart form.
         InvalidRequestError: a field is missing, unknown or wrong; all such fields are named.
-        DatasetError: the file is of no kind that can be read.
+        DatasetError: the file is of no kind that can be read, or too few predictions are labelled.
+        FeedbackOffError: labelled predictions are asked for, and none are kept.
         DiskFullError: there is no room for the archive.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -60,10 +74,15 @@ async def receive(request: Request, data_dir: Path) -> AsyncIterator[Upload]:
     folder = await asyncio.to_thread(_make_room, data_dir)
     try:
         filename, fields = await _read(request, folder)
+        gathered = filename is None
+        if filename is None:
+            filename = f"{fields.pop(FIELD)}.zip"
+            fields.setdefault("classes", "add")  # corrections seldom hold every class, and none is to be lost
         form = _validate(fields)
+        warnings = await asyncio.to_thread(_gather, store, form, folder / _PART) if gathered else []
         sha256 = await asyncio.to_thread(file_sha256, folder / _PART)
         archive = (folder / _PART).rename(folder / f"{sha256}{_ending(filename)}")
-        yield Upload(form, folder, archive, filename, sha256)
+        yield Upload(form, folder, archive, filename, sha256, gathered, tuple(warnings))
     except OSError as error:
         raise _no_room(error) from error
     finally:
@@ -83,8 +102,14 @@ def _no_room(error: OSError) -> Exception:
     return DiskFullError("There is no room on the service's disk for the archive. Nothing was kept; try again later.")
 
 
-async def _read(request: Request, folder: Path) -> tuple[str, dict[str, str]]:
-    """The archive's name as it was sent, and the other fields."""
+def _gather(store: Store | None, form: Form, path: Path) -> list[str]:
+    if store is None:
+        raise FeedbackOffError()
+    return snapshot.write(store, form.name, path)
+
+
+async def _read(request: Request, folder: Path) -> tuple[str | None, dict[str, str]]:
+    """The archive's name as it was sent, None where feedback takes its place, and the fields that hold text."""
     try:
         form = await _ToDisk(request.headers, request.stream(), folder / _PART).parse()
     except MultiPartException as error:
@@ -102,7 +127,7 @@ async def _read(request: Request, folder: Path) -> tuple[str, dict[str, str]]:
                 raise InvalidRequestError(f"The form has a file in the field '{name}'. {_HOW}")
     finally:
         await form.close()
-    if filename is None:
+    if filename is None and fields.get(FIELD) != FEEDBACK:
         raise InvalidRequestError(f"The form has no file in the field '{FIELD}'. {_HOW}")
     return filename, fields
 

@@ -38,15 +38,22 @@ class Request(Form):
     Attributes:
         start: the version to start from, NAME@VERSION, as it was when the job was accepted; None with a recipe.
         dataset: name of the archive in the job's folder.
+        gathered: whether the archive was made of feedback.
+        warnings: what is worth knowing of how it was made.
     """
 
     start: str | None
     dataset: str
     dataset_sha256: str
+    gathered: bool = False
+    warnings: tuple[str, ...] = ()
 
     def repeats(self, other: "Request") -> bool:
-        """Whether both ask for the same; what they start from may have changed in between."""
-        return self.model_copy(update={"start": other.start}) == other
+        """Whether both ask for the same; what they start from, and feedback, may have changed in between."""
+        changing = {"start"}
+        if self.gathered and other.gathered:
+            changing |= {"dataset", "dataset_sha256", "warnings"}
+        return self.model_dump(exclude=changing) == other.model_dump(exclude=changing)
 
 
 class Progress(BaseModel):

@@ -133,13 +133,14 @@ class JobQueue:
     def _job(self, found: WorkflowStatus) -> Job:
         state = JobFolder(self._settings.data_dir, found.workflow_id).read_state()
         status = _STATUS[found.status]
+        request = _request(found)
         return Job(
             id=found.workflow_id,
-            name=_request(found).name,
+            name=request.name,
             status=status,
             created=datetime.fromtimestamp((found.created_at or 0) / 1000, UTC).isoformat(timespec="seconds"),
             progress=state.progress,
-            warnings=state.warnings,
+            warnings=[*request.warnings, *state.warnings],
             result=Result.model_validate(found.output) if status == "succeeded" else None,
             error=_failure(found) if status == "failed" else None,
         )

@@ -88,7 +88,9 @@ class Worker:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return  # it lives
-            # The public calls recover what a worker with the same id left behind; this is what they are made of.
+            # No public call does this. `DBOS.launch` recovers what a worker with this one's own id left behind.
+            # `DBOS.resume_workflow` revives a job that is cancelled at that moment, and counts its attempts from 0:
+            # one that kills every worker would never end.
             for handle in DBOS._recover_pending_workflows([path.name]):
                 log.warning("Worker %s is dead; its job %s goes on", path.name, handle.get_workflow_id())
             path.unlink()

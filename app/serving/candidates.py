@@ -7,16 +7,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from app.serving import openvino
-from app.serving.engine import Engine
+from app.serving.engine import Engine, Kind
 from app.serving.openvino import OpenVinoEngine
 from app.serving.torchscript import TorchScriptEngine
 from training import machine, probe
 from training.artifact import SCRIPT, Manifest
 from training.errors import ArtifactError
-
-Kind = Literal[
-    "openvino-bf16", "openvino-f32", "openvino-int8", "torchscript-bf16", "torchscript-f16", "torchscript-f32"
-]
 
 
 class Place(BaseModel):

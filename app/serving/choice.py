@@ -18,11 +18,11 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from app.serving import candidates, trial
-from app.serving.candidates import Kind, Place
+from app.serving import candidates, tryout
+from app.serving.candidates import Place
 from app.serving.curve import Curve
-from app.serving.engine import Engine
-from app.serving.trial import Result, Started
+from app.serving.engine import Engine, Kind
+from app.serving.tryout import Result, Started
 from training import machine, probe
 from training.artifact import SCRIPT, Manifest
 from training.errors import ArtifactError
@@ -116,20 +116,20 @@ class Engines:
                 folder,
             )
         tried = self._try(
-            trial.Request(folder=folder, place=place, kinds=kinds, max_batch=self._max_batch, tolerance=TOLERANCE)
+            tryout.Request(folder=folder, place=place, kinds=kinds, max_batch=self._max_batch, tolerance=TOLERANCE)
         )
         choice = Choice(kind=_best(folder, tried, strict=self._wanted == "auto"), tried=tried)
         log.info("%s", _table(folder, choice))
         _remember(place.cache, choice)
         return choice
 
-    def _try(self, request: trial.Request) -> tuple[Result, ...]:
+    def _try(self, request: tryout.Request) -> tuple[Result, ...]:
         """Try engines in a process of their own, and those after one that crashes in another.
 
         A single one of torch's, which this process runs on in any case, is tried in this process.
         """
         if len(request.kinds) == 1 and request.kinds[0].startswith("torchscript"):
-            return tuple(line for line in trial.run(request) if isinstance(line, Result))
+            return tuple(line for line in tryout.run(request) if isinstance(line, Result))
         results: list[Result] = []
         left = request.kinds
         while left:
@@ -137,7 +137,7 @@ class Engines:
             command = [
                 sys.executable,
                 "-m",
-                trial.__name__,
+                tryout.__name__,
                 request.model_copy(update={"kinds": left}).model_dump_json(),
             ]
             found = self._processes.run(command)
@@ -224,7 +224,7 @@ def _read(out: str) -> tuple[list[Result], Kind | None]:
     """What came of the engines, and the one that was begun and came to nothing."""
     results: list[Result] = []
     begun: Kind | None = None
-    for line in map(trial.Line.validate_json, out.splitlines()):
+    for line in map(tryout.Line.validate_json, out.splitlines()):
         if isinstance(line, Started):
             begun = line.started
         else:

@@ -1,6 +1,6 @@
 """Engines: what computes a batch. One interface, one implementation for each way to run a network."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,9 @@ from training.errors import ArtifactError
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
+Kind = Literal[
+    "openvino-bf16", "openvino-f32", "openvino-int8", "torchscript-bf16", "torchscript-f16", "torchscript-f32"
+]
 
 
 class Engine(Protocol):

@@ -1,65 +1,18 @@
+import {fillFeedback, labelForm} from "./feedback.js";
+import {$, Problem, act, call, explain, failure, headers, percent, text} from "./service.js";
 import {pack} from "./tar.js";
 
 const MAX_TOP = 3;
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 const HIDDEN_FILE = /(^|\/)(\.|__MACOSX\/|Thumbs\.db$|desktop\.ini$)/i;
-const $ = (id) => document.getElementById(id);
-const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
 const following = new Set();
-
-class Problem extends Error {
-  constructor(status, message) {
-    super(message);
-    this.status = status;
-  }
-}
-
-function headers() {
-  const key = sessionStorage.getItem("key");
-  return key ? {authorization: `Bearer ${key}`} : {};
-}
-
-async function call(path, options = {}) {
-  const answer = await fetch(path, {...options, headers: {...headers(), ...options.headers}});
-  if (answer.ok) return answer;
-  throw new Problem(answer.status, explain(answer.status, await answer.text()));
-}
-
-function explain(status, text) {
-  try {
-    return failure(JSON.parse(text));
-  } catch {
-    return `The service answered ${status}.`;
-  }
-}
-
-/** What went wrong, a problem of the data a line. */
-function failure({detail, errors = []}) {
-  return errors.length ? errors.map((each) => each.detail ?? each).join("\n") : detail;
-}
-
-function show(error) {
-  if (error.status === 401) $("key").hidden = false;
-  $("problem").textContent = error.message;
-  $("problem").hidden = false;
-}
-
-/** Run an action of the user's; what goes wrong is said at the top of the page. */
-async function act(action) {
-  $("problem").hidden = true;
-  try {
-    await action();
-  } catch (error) {
-    show(error);
-  }
-}
 
 async function refresh() {
   const {models} = await (await call("models")).json();
   const usable = models.filter((model) => model.aliases.production !== null);
   fillSelect($("model"), usable.map(({name}) => new Option(name)), usable.find((model) => model.default)?.name);
   fillSelect($("base"), [new Option("what fits", ""), ...usable.map(({name}) => new Option(name))], "");
-  await Promise.all([fillModels(models), fillJobs()]);
+  await Promise.all([fillModels(models), fillJobs(), fillFeedback()]);
 }
 
 function fillSelect(select, options, preferred) {
@@ -76,9 +29,10 @@ async function classify(files) {
   const query = new URLSearchParams({top_k: MAX_TOP, ...($("model").value && {model: $("model").value})});
   const {predictions} = await (await call(`predict?${query}`, {method: "POST", body})).json();
   $("answers").replaceChildren(...predictions.map((prediction, index) => answerItem(prediction, pictures[index])));
+  await fillFeedback();
 }
 
-function answerItem({label, error, top = []}, picture) {
+function answerItem({id, label, error, top = []}, picture) {
   const item = $("answer").content.cloneNode(true);
   const image = item.querySelector("img");
   image.src = URL.createObjectURL(picture);
@@ -93,14 +47,8 @@ function answerItem({label, error, top = []}, picture) {
     row.append(meter, ` ${percent(choice.probability)} ${choice.label}`);
     item.querySelector(".top").append(row);
   }
+  if (id) item.querySelector(".top").append(labelForm(id));
   return item;
-}
-
-function text(tag, content, className = "") {
-  const element = document.createElement(tag);
-  element.textContent = content;
-  element.className = className;
-  return element;
 }
 
 /** The files of the chosen folder that are worth sending, with the folder's own name in front. */
@@ -124,9 +72,21 @@ async function submit(form) {
   const body = new FormData(form);
   if (!body.get("base")) body.delete("base");
   body.append("dataset", pack(files), `${body.get("name")}.tar`);
-  const job = await send("finetune", body);
+  await begin(body);
   form.reset();
   describeChoice();
+}
+
+/** Train the chosen model on the labels that it was given. */
+async function learn() {
+  const body = new FormData();
+  body.append("dataset", "feedback");
+  body.append("name", $("model").value);
+  await begin(body);
+}
+
+async function begin(body) {
+  const job = await send("finetune", body);
   follow(job.id, jobItem(job));
 }
 
@@ -258,6 +218,8 @@ function promoteCell(model, version) {
 }
 
 $("pictures").onchange = (event) => act(() => classify(event.target.files));
+$("model").onchange = () => act(fillFeedback);
+$("learn").onclick = () => act(learn);
 $("folder").onchange = describeChoice;
 $("train").onsubmit = (event) => {
   event.preventDefault();

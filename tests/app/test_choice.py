@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.serving.candidates import Kind
 from app.serving.choice import Engines, Opened, Processes
+from app.serving.engine import Kind
 from tests.app import artifacts
 from tests.app.pictures import direct, png
 from training import artifact, picture, probe
@@ -104,6 +104,6 @@ def test_what_is_being_tried_ends_with_the_service(tmp_path: Path) -> None:
         processes.run(["sleep", "600"])
 
 
-def test_trial_that_cannot_start_is_an_error() -> None:
+def test_tryout_that_cannot_start_is_an_error() -> None:
     with pytest.raises(ArtifactError, match="cannot be tried: no such thing"):
         Processes().run(["sh", "-c", "echo no such thing >&2; exit 1"])

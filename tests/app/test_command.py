@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.app.jobs import TINY, accepted, shapes, submit
 from tests.app.pictures import png
 from tests.app.process import serve, upload_begun
 
@@ -75,9 +76,30 @@ def test_signal_ends_the_service_after_the_request_in_work(models: Path, number:
     assert not any("Traceback" in line for line in server.log)
 
 
+def test_followers_of_a_job_do_not_hold_up_the_end(models: Path, tmp_path: Path) -> None:
+    with serve(models, data_dir=tmp_path) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        job = accepted(submit(client, shapes(), name="queued", **TINY))
+        with client.stream("GET", f"/finetune/{job}/events") as stream:
+            lines = stream.iter_lines()
+            assert next(lines).startswith("data:")
+            server.process.send_signal(signal.SIGTERM)
+            list(lines)  # they end as they should: it would be an error if they were cut off
+        assert server.process.wait(30) == 0
+    assert not any("Traceback" in line or "timeout graceful shutdown exceeded" in line for line in server.log)
+
+
+@pytest.mark.parametrize(("trusted", "logged"), [("127.0.0.0/8", "203.0.113.7"), ("192.0.2.1", "127.0.0.1")])
+def test_proxies_are_believed_if_they_are_trusted(tmp_path: Path, trusted: str, logged: str) -> None:
+    with serve(tmp_path, ready=False, trusted_proxies=trusted) as server:
+        assert httpx.get(f"{server.url}/healthz", headers={"X-Forwarded-For": "203.0.113.7"}).status_code == 200
+    (line,) = (line for line in server.log if "GET /healthz" in line)
+    assert f" {logged}:" in line
+
+
 def test_workers_share_the_port(models: Path) -> None:
-    with serve(models, "--workers", "2") as server:
+    with serve(models, "--workers", "2", access_log="false") as server:
         answers = [httpx.post(f"{server.url}/predict", files={"file": png(1)}, timeout=60) for _ in range(8)]
         assert [answer.status_code for answer in answers] == [200] * 8
         assert server.stop() == 0
+    assert not any("POST /predict" in line for line in server.log)
     assert sum("threads for torch" in line and "shared by 2" in line for line in server.log) == 2

@@ -16,13 +16,15 @@ from typing import Any
 
 import httpx
 import pytest
+from dbos import DBOSClient
 
+from app.jobs.queue import APPLICATION, SERIALIZER
 from tests.app import artifacts, postgres
 from tests.app.jobs import TINY, Job, accepted, ended, follow, shapes, submit, trained, versions, wait
 from tests.app.process import Server, serve
 from tests.encoding import encode
 from tests.training.shapes import draw
-from training import artifact
+from training import artifact, lock, run
 
 ROUNDS = int(os.environ.get("REFIT_CHAOS_ROUNDS", "2"))
 LONG: dict[str, Any] = {**TINY, "epochs": 12}  # enough to be interrupted in
@@ -70,6 +72,23 @@ def worker_process(server: Server) -> int:
             return int(started[-1])
         time.sleep(0.05)
     raise AssertionError("no worker has started:\n" + "".join(server.log))
+
+
+def gives_way(process: int) -> None:
+    """Check that it leaves the processors to others, as a process and as the session that it leads."""
+    assert os.getpriority(os.PRIO_PROCESS, process) == 19
+    autogroup = Path(f"/proc/{process}/autogroup")
+    assert not autogroup.exists() or autogroup.read_text().split()[1:] == ["nice", "19"]
+
+
+def attempts(models: Path, job: str) -> int | None:
+    """How often a worker took up the job; DBOS gives up one that it counts too many of."""
+    client = DBOSClient(
+        system_database_url=f"sqlite:///{models}-data/jobs.sqlite", serializer=SERIALIZER, application_name=APPLICATION
+    )
+    (found,) = client.list_workflows(workflow_ids=[job])
+    client.destroy()
+    return found.recovery_attempts
 
 
 def figures(job: Job) -> object:
@@ -138,11 +157,24 @@ def test_a_better_version_is_promoted_and_a_worse_one_is_not(
     assert artifact.read_aliases(models, "shapes").production == 3
 
 
+def test_a_job_waits_for_a_run_of_the_command_line(reference: tuple[Path, httpx.Client, list[Job]]) -> None:
+    models, client, _ = reference
+    with lock.exclusive(run.runs_folder(models, "held"), "python -m training train"):
+        job = accepted(submit(client, ARCHIVE, name="held", **SHORT))
+        end = time.monotonic() + 60
+        while "(python -m training train)" not in client.get(f"/finetune/{job}/log").text:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert client.get(f"/finetune/{job}").json()["status"] == "running"
+    assert wait(client, job, ended)["result"]["version"] == 1
+
+
 def test_a_running_job_is_cancelled_and_nothing_is_left_of_it(models: Path) -> None:
     with running(models) as (server, client):
         job = accepted(submit(client, ARCHIVE, name="unwanted", **LONG))
         wait(client, job, trained(2))
         training = child_of(worker_process(server))
+        gives_way(training)
         assert client.delete(f"/finetune/{job}").status_code == 202
         assert client.get(f"/finetune/{job}").json()["status"] == "cancelled"
         wait_gone(training)
@@ -168,6 +200,7 @@ def test_a_killed_worker_is_replaced_and_its_job_goes_on(
         assert last["status"] == "succeeded", last
         assert figures(last) == figures(undisturbed)
         assert "goes on from its last finished epoch" in client.get(f"/finetune/{job}/log").text
+        assert attempts(models, job) == 2
         assert client.post("/predict", files={"file": encode(draw("disc", 1))}).status_code == 200
     assert versions(models, "shapes") == [1]
 

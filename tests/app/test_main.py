@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from app.main import create_app
@@ -34,9 +33,3 @@ def test_answers_are_documented(document: dict[str, Any]) -> None:
 def test_json_body_is_documented(document: dict[str, Any]) -> None:
     content = document["paths"]["/models/{name}/promote"]["post"]["requestBody"]["content"]
     assert content["application/json"]["schema"]["required"] == ["version"]
-
-
-def test_page(client: httpx.Client) -> None:
-    answer = client.get("/docs")
-    assert answer.status_code == 200
-    assert "/openapi.json" in answer.text

@@ -1,4 +1,4 @@
-"""API keys: asked for everywhere but where health is asked."""
+"""API keys: asked for everywhere but where health is asked, and at the pages."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +31,7 @@ def guarded(models: Path) -> Iterator[httpx.Client]:
 def test_key_lets_in(guarded: httpx.Client, headers: dict[str, str]) -> None:
     assert guarded.post("/predict", files={"file": png(1)}, headers=headers).status_code == 200
     assert guarded.get("/models", headers=headers).status_code == 200
+    assert "refit_requests_total" in guarded.get("/metrics", headers=headers).text
 
 
 @pytest.mark.parametrize(
@@ -50,8 +51,9 @@ def test_key_lets_in(guarded: httpx.Client, headers: dict[str, str]) -> None:
     [
         ("POST", "/predict"),
         ("GET", "/models"),
-        ("GET", "/docs"),
-        ("GET", "/openapi.json"),
+        ("GET", "/metrics"),
+        ("GET", "/finetune"),
+        ("GET", "/docs/"),
         ("GET", "/x"),
         ("GET", "/healthz/"),
     ],
@@ -67,12 +69,14 @@ def test_key_that_is_no_ascii_is_wrong_and_no_error(guarded: httpx.Client) -> No
     assert guarded.get("/models", headers={b"X-API-Key": "clé".encode()}).status_code == 401
 
 
-def test_health_is_open(guarded: httpx.Client) -> None:
-    assert guarded.get("/healthz").status_code == 200
-    assert guarded.get("/readyz").status_code == 200
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/docs", "/openapi.json"])
+def test_health_and_what_every_installation_shows_are_open(guarded: httpx.Client, path: str) -> None:
+    assert guarded.get(path).status_code == 200
 
 
 def test_document_names_the_keys(guarded: httpx.Client) -> None:
-    document = guarded.get("/openapi.json", headers={"X-API-Key": "first-key"}).json()
-    assert document["paths"]["/predict"]["post"]["security"] == [{"HTTPBearer": []}, {"APIKeyHeader": []}]
-    assert "security" not in document["paths"]["/healthz"]["get"]
+    document = guarded.get("/openapi.json").json()
+    schemes: list[dict[str, list[str]]] = [{"HTTPBearer": []}, {"APIKeyHeader": []}]
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            assert operation.get("security") == (None if path in {"/healthz", "/readyz"} else schemes), path

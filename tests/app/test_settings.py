@@ -23,6 +23,7 @@ def test_defaults() -> None:
     assert (settings.max_upload_bytes, settings.max_files, settings.max_pixels) == (20_000_000, 256, 50_000_000)
     assert (settings.data_dir, settings.max_memory_mb) == (Path("data"), None)
     assert settings.api_keys == ()
+    assert (settings.keep_feedback, settings.feedback_max_bytes) == (False, 1_000_000_000)
 
 
 def test_environment_is_stronger_than_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +66,10 @@ def test_keys_are_split_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("APP_MAX_INFLIGHT_MB", "0"),
         ("APP_MAX_DECODE_PIXELS", "0"),
         ("APP_ENGINE", "steam"),
+        ("APP_MAX_RECEIVE_SECONDS", "0"),
+        ("APP_KEEP_FEEDBACK", "perhaps"),
+        ("APP_FEEDBACK_MAX_MB", "0"),
+        ("APP_FEEDBACK_MAX_DAYS", "-1"),
     ],
 )
 def test_wrong_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

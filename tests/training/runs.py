@@ -6,8 +6,8 @@ import torch
 
 from training import loop, recipe, resnet
 from training.data import Partition, Split
-from training.loop import Epoch, Step
 from training.normalisation import Normalisation
+from training.sink import Epoch, Step
 
 CPU = torch.device("cpu")
 

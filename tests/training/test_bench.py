@@ -4,18 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.training.shapes import write_shapes
 from training import artifact
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("network.arguments={width=8}", "batch_size=16", "validation=20")
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes")
 
 
 def bench(shapes: Path, models: Path, *arguments: str) -> list[str]:

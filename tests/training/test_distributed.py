@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.shapes import write_shapes
 from training import artifact, run
 from training.distributed import Group
 
@@ -18,11 +17,6 @@ RECIPE = ("--recipe", "resnet20", "--set", "network.arguments={width=8}", "--set
 SHORT = ("--set", "epochs=3", "--set", "validation=20", "--set", "optimizer.learning_rate=0.05")
 # float32 sums in another order, over 18 steps.
 TOLERANCE = 1e-3
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes")
 
 
 def command(shapes: Path, models: Path, *arguments: str) -> list[str]:

@@ -18,8 +18,8 @@ from training import artifact, data, recipe, resnet, run
 from training.base import Base
 from training.errors import ArtifactError, InputError
 from training.finetune import FinetuneJob, finetune
-from training.loop import Epoch, Step
 from training.replay import REPLAY
+from training.sink import Epoch, Step
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = (
@@ -41,11 +41,6 @@ class Kept:
 
     def epoch(self, epoch: Epoch) -> None:
         self.epochs.append(epoch)
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from training.checkpoint import Checkpoint
 from training.distillation import Teacher
 from training.distributed import Group
 from training.errors import InputError, TrainingError
-from training.loop import Epoch
 from training.normalisation import Normalisation
+from training.sink import Epoch
 
 SMALL = "network.arguments={width=8}"
 
@@ -267,7 +267,7 @@ def test_a_penalty_is_added_to_the_loss_of_every_step(parts: data.Partition) -> 
 
 
 def test_earlier_epochs_are_told_first_and_leave_the_first_layer_as_it_is(parts: data.Partition) -> None:
-    chosen = recipe.load("cpu-hour", ["epochs=2", "batch_size=16", "network.arguments={widths=[8, 16, 16]}"])
+    chosen = recipe.load("cpu", ["epochs=2", "batch_size=16", "network.arguments={widths=[8, 16, 16]}"])
     network = resnet.build("fast_resnet", 2, chosen.network.arguments)
     before = network.state_dict()["whiten.weight"].clone()
     kept = Kept()

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.loop import Epoch
 from training.progress import TensorBoard
+from training.sink import Epoch
 
 EPOCHS = [Epoch(number, 3, 1 / number, 0.5, 2 / number, 0.25, 0.125, 10.0 * number) for number in (1, 2, 3)]
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.shapes import write_shapes
-from training import artifact, data, evaluate, export, quantiser, recipe, replay, run
+from training import artifact, data, evaluate, export, quantiser, recipe, replay, run, scoring
 from training.artifact import Manifest
 from training.base import Base
 from training.errors import InputError
@@ -86,7 +86,7 @@ def test_the_weights_alone_give_what_the_script_gives(models: Path, shapes: Path
 
 
 def test_it_is_evaluated_like_any_version(models: Path, shapes: Path) -> None:
-    found = run.score(models, "shapes@2", str(shapes), "test", unknown=str(shapes))
+    found = scoring.score(models, "shapes@2", str(shapes), "test", unknown=str(shapes))
     assert found["accuracy"] == manifest(models, 2).metrics["test"]["accuracy"]
     assert found["novelty"]["auroc"].keys() == {"max_probability", "nearest_features"}
 

@@ -20,11 +20,6 @@ def split(labels: list[int], first: int, size: int = 16) -> Split:
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes")
-
-
-@pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> tuple[Path, Manifest]:
     """A model of the shapes, trained for one epoch."""
     models = tmp_path_factory.mktemp("models")

@@ -7,52 +7,17 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-from tests.encoding import encode
+from tests.training.command import FAST, METHODS, command, training
 from tests.training.shapes import write_shapes
 from training import artifact, data, export, recipe, resnet, run
 from training.calibration import Calibration
 from training.errors import ArtifactError
-
-TINY = ("--recipe", "resnet20", "--set", "network.arguments={width=8}", "--set", "batch_size=16")
-FAST = (*TINY, "--set", "validation=20", "--set", "optimizer.learning_rate=0.05", "--device", "cpu")
-# What a resumed run has to take up again besides the weights: averages, random choices on the host, dropout.
-METHODS = (
-    "--set",
-    "network.arguments={width=8, block_dropout=0.1}",
-    *("--set", "average.decay=0.9", "--set", "augment.policy=trivial", "--set", "augment.mixup=0.2"),
-)
-
-
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "training", *map(str, arguments)]
-
-
-def training(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
-    """A folder with the model `shapes`, trained for six epochs."""
-    folder = tmp_path_factory.mktemp("models")
-    arguments = ("train", *FAST, *METHODS, "--set", "epochs=6", "--data", shapes, "--name", "shapes")
-    done = training(*arguments, "--models", folder)
-    assert done.returncode == 0, done.stderr
-    assert "shapes version 1" in done.stdout
-    return folder
 
 
 def weights_hash(models: Path, name: str) -> str:
@@ -99,46 +64,6 @@ def test_the_weights_alone_give_what_the_script_gives(models: Path, shapes: Path
         calibration = Calibration(manifest.temperature, manifest.temperature_certain)
         expected = calibration(network((images / 255 - mean) / std))
         torch.testing.assert_close(script(images), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_evaluate_prints_the_manifest_figures(models: Path, shapes: Path) -> None:
-    done = training("evaluate", "--model", "shapes", "--data", shapes, "--models", models, "--json")
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
-    recorded = artifact.read_manifest(artifact.folder(models, "shapes", 1)).metrics["test"]
-    assert figures["accuracy"] == recorded["accuracy"]
-    assert figures["count"] == recorded["count"]
-    assert figures["version"] == 1
-    table = training("evaluate", "--model", "shapes@1", "--data", shapes, "--models", models)
-    assert f"accuracy {recorded['accuracy']:.2%}" in table.stdout
-
-
-def test_evaluate_judges_corrupted_and_unknown_pictures_and_draws_what_it_found(
-    models: Path, shapes: Path, tmp_path: Path
-) -> None:
-    noise = tmp_path / "noise"
-    for number in range(40):
-        path = noise / f"kind{number % 2}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(Image.effect_noise((32, 32), 120)))
-    options = ("--corruptions", "--ood", noise, "--report", tmp_path / "report")
-    arguments = ("evaluate", "--model", "shapes", "--data", shapes, "--models", models, *options)
-    done = training(*arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
-    assert figures["corruptions"]["clean"] == figures["accuracy"]
-    assert len(figures["corruptions"]["accuracy"]["gaussian_noise"]) == 5
-    assert figures["novelty"]["known"] == figures["count"]
-    assert figures["novelty"]["unknown"] == 40
-    assert figures["novelty"]["auroc"]["nearest_features"] > 0.9
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        "confusion.png",
-        "reliability.png",
-        "corruptions.png",
-    }
-    table = training(*arguments).stdout
-    assert "gaussian noise" in table
-    assert "AUROC against 40 pictures of other things: max_probability" in table
 
 
 def test_one_seed_gives_the_same_losses_and_weights(tmp_path: Path, shapes: Path) -> None:
@@ -276,16 +201,6 @@ def test_every_problem_of_the_data_is_named_at_once(tmp_path: Path) -> None:
     assert done.returncode == 2
     for said in ("disc/0.png", "cross/1.png", "'empty' is empty"):
         assert said in done.stderr
-
-
-def test_evaluate_refuses_unknown_classes_and_models(models: Path, shapes: Path, tmp_path: Path) -> None:
-    other = write_shapes(tmp_path / "other", count=3)
-    (other / "disc").rename(other / "ball")
-    done = training("evaluate", "--model", "shapes", "--data", other, "--models", models)
-    assert done.returncode == 2
-    assert "does not know the classes ['ball']" in done.stderr
-    for model in ("nothing", "shapes@9"):
-        assert training("evaluate", "--model", model, "--data", shapes, "--models", models).returncode == 2
 
 
 def test_a_wrong_export_is_refused() -> None:

@@ -1,6 +1,6 @@
-"""Trying engines, in a process of its own: one that crashes, or takes too long, costs the service only a log line.
+"""Trying engines out, in a process of its own: one that crashes, or takes too long, costs the service only a log line.
 
-Started as `python -m app.serving.trial REQUEST`; writes one line of JSON for every engine that it begins with and one
+Started as `python -m app.serving.tryout REQUEST`; writes one line of JSON for every engine that it begins with and one
 for every engine that it is done with.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from app.serving import candidates, curve
-from app.serving.candidates import Kind, Place
-from app.serving.engine import Engine, Pixels, Probabilities
+from app.serving.candidates import Place
+from app.serving.engine import Engine, Kind, Pixels, Probabilities
 from training import artifact, probe
 from training.artifact import Manifest
 from training.probe import Probe

@@ -1,0 +1,90 @@
+"""The server's HTTP/1.1 connections: no client holds one by sending its request slowly, or not at all."""
+
+import asyncio
+import logging
+from typing import TypedDict
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app.errors import TooSlowError, respond
+
+log = logging.getLogger(__name__)
+
+_LEAST_RATE = 10_000  # bytes a second
+
+
+class State(TypedDict):
+    """What the application tells its connections, as the state of its lifespan.
+
+    Attributes:
+        receive_seconds: that a request may take to arrive, besides one for every 10 kB of it.
+        stopping: set by the first connection that hears of the server's end, which the application hears of only when
+            all answers have ended.
+    """
+
+    receive_seconds: float
+    stopping: asyncio.Event
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's own, closed when a request does not arrive in time, as Apache's mod_reqtimeout does.
+
+    uvicorn bounds the time between requests alone. Requests that arrive at once, the usual ones, set no timer.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and self.cycle.scope is self.scope and not self.cycle.more_body:
+            if self._timer:
+                self._stop()
+            return
+        if self._timer is None:
+            self._expect()
+        self._received += len(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        self.app_state["stopping"].set()
+        super().shutdown()
+
+    def _expect(self) -> None:
+        """Begin to wait for a request, or for the rest of one."""
+        self._since, self._received = self.loop.time(), 0
+        self._timer = self.loop.call_later(self.app_state["receive_seconds"], self._check)
+
+    def _stop(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def _check(self) -> None:
+        if self.flow.read_paused or (self.cycle is not None and self.cycle.waiting_for_100_continue):
+            self._expect()  # it is the service that keeps the client waiting, as while a model is loaded
+            return
+        due = self._since + self.app_state["receive_seconds"] + self._received / _LEAST_RATE
+        if self.loop.time() < due:
+            self._timer = self.loop.call_at(due, self._check)
+            return
+        log.info("Closed a connection of %s: the request did not arrive in time", self.client and self.client[0])
+        if self.scope is not None and (self.cycle is None or not self._answered()):
+            self._refuse()
+        self.transport.close()
+
+    def _answered(self) -> bool:
+        return self.cycle.scope is self.scope and self.cycle.response_started
+
+    def _refuse(self) -> None:
+        answer = respond(
+            TooSlowError(f"The request did not arrive at {_LEAST_RATE / 1000:g} kB a second. Send it anew.")
+        )
+        headers = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
+        self.transport.write(STATUS_LINE[answer.status_code] + headers + b"\r\n" + bytes(answer.body))

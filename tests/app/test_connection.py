@@ -1,0 +1,119 @@
+"""Connections whose requests come slowly, on a real server with an application that counts bytes."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from app.connection import Connection, State
+
+SECONDS = 0.5
+LATE = 3 * SECONDS  # after which the application begins to read
+END = 60
+
+
+async def count(request: Request) -> PlainTextResponse:
+    if request.url.path == "/late":
+        await asyncio.sleep(LATE)
+    return PlainTextResponse(str(len(await request.body())))
+
+
+@asynccontextmanager
+async def lifespan(_: Starlette) -> AsyncIterator[State]:
+    yield State(receive_seconds=SECONDS, stopping=asyncio.Event())
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    app = Starlette(routes=[Route(f"/{name}", count, methods=["POST"]) for name in ("now", "late")], lifespan=lifespan)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http=Connection, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def connection(port: int) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=END) as connected:
+        yield connected
+
+
+def headers(path: str, size: int, *more: str) -> bytes:
+    lines = (f"POST {path} HTTP/1.1", "Host: refit", f"Content-Length: {size}", *more)
+    return "\r\n".join((*lines, "", "")).encode()
+
+
+def rest(connection: socket.socket) -> bytes:
+    """All that the server sends until it closes the connection."""
+    return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+def test_connection_without_a_request_is_closed(connection: socket.socket) -> None:
+    assert rest(connection) == b""
+
+
+@pytest.mark.parametrize("begun", [b"POST /now HTTP/1.1\r\nHost:", headers("/now", 100), headers("/now", 100) + b"x"])
+def test_request_that_does_not_go_on_is_refused(connection: socket.socket, begun: bytes) -> None:
+    connection.sendall(begun)
+    answer = rest(connection)
+    assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert b"content-type: application/problem+json" in answer
+    assert b"urn:refit:problem:too-slow" in answer
+
+
+def test_one_byte_after_another_is_too_slow(connection: socket.socket) -> None:
+    connection.sendall(headers("/now", 1_000_000))
+    connection.settimeout(0.02)
+    answer = b""
+    end = time.monotonic() + END
+    while not answer:
+        assert time.monotonic() < end
+        connection.sendall(b"x")
+        try:
+            answer = connection.recv(4096)
+        except TimeoutError:
+            continue
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_second_request_of_a_connection_has_its_own_time(connection: socket.socket) -> None:
+    connection.sendall(headers("/now", 3) + b"abc")
+    assert connection.recv(4096).startswith(b"HTTP/1.1 200 OK")
+    time.sleep(2 * SECONDS)  # nothing is expected of the client here
+    connection.sendall(headers("/now", 3) + b"ab")
+    assert rest(connection).startswith(b"HTTP/1.1 408 ")
+
+
+def test_body_that_comes_fast_enough_may_take_longer(connection: socket.socket) -> None:
+    size = 1_000_000  # which have 100 seconds more
+    connection.sendall(headers("/now", size, "Connection: close") + bytes(size - 1))
+    time.sleep(2 * SECONDS)
+    connection.sendall(b"x")
+    assert rest(connection).endswith(b"1000000")
+
+
+def test_body_that_is_read_late_is_not_late(port: int) -> None:
+    size = 300_000  # more than is read ahead
+    assert httpx.post(f"http://127.0.0.1:{port}/late", content=bytes(size), timeout=END).text == str(size)
+
+
+def test_client_that_waits_to_be_asked_is_not_late(connection: socket.socket) -> None:
+    connection.sendall(headers("/late", 3, "Connection: close", "Expect: 100-continue"))
+    assert connection.recv(4096).startswith(b"HTTP/1.1 100 ")
+    connection.sendall(b"abc")
+    assert rest(connection).endswith(b"3")

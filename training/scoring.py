@@ -1,0 +1,91 @@
+"""Scoring a version that is written, through its exported file, on a source of pictures."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training import artifact, corruption, data, evaluate, export, run
+from training.artifact import Manifest
+from training.errors import InputError
+from training.normalisation import Normalisation
+from training.novelty import Neighbours, auroc, features
+
+log = logging.getLogger(__name__)
+
+
+def score(
+    models: Path, model: str, source: str, split: str, *, corruptions: bool = False, unknown: str | None = None
+) -> dict[str, Any]:
+    """Evaluate an artifact's exported file on a split of a source.
+
+    A source that the model was trained on is split as it was then. Any other source without splits is scored whole.
+
+    Args:
+        model: `name`, meaning the version in production, or `name@version`.
+        split: train, validation or test.
+        corruptions: whether to score corrupted pictures too, see `training.corruption`.
+        unknown: a source of pictures that are of none of the classes, to tell from those of the split.
+
+    Returns:
+        The metrics, with `model`, `version`, `split` and `data_sha256`; `corruptions` and `novelty` where asked for.
+
+    Raises:
+        InputError: no such model or split, or classes that the model does not know.
+        ArtifactError: the artifact does not verify.
+    """
+    name, version = run.resolve(models, model)
+    folder = artifact.folder(models, name, version)
+    manifest = artifact.verify(folder)
+    dataset = data.load(source, manifest.input_size, least_classes=1)
+    strange = [label for label in dataset.classes if label not in manifest.classes]
+    if strange:
+        raise InputError(f"{model} does not know the classes {strange}; it knows {list(manifest.classes)}.")
+    chosen = _choose_split(dataset, manifest, split)
+    place = torch.tensor([manifest.classes.index(label) for label in dataset.classes])
+    script = export.load_script(folder / artifact.SCRIPT, torch.device("cpu"))
+    out = evaluate.logits(script, lambda batch: batch, chosen.images, torch.device("cpu"))
+    labels = place[chosen.labels]
+    found: dict[str, Any] = {"model": name, "version": version, "split": split, "data_sha256": dataset.sha256}
+    found |= evaluate.metrics(out, labels, manifest.classes)
+    if corruptions:
+        found["corruptions"] = corruption.accuracies(script, chosen.images, labels)
+    if unknown is not None:
+        found["novelty"] = _novelty(folder, manifest, script, chosen.images, unknown)
+    return found
+
+
+def _novelty(folder: Path, manifest: Manifest, script: export.Script, known: Tensor, source: str) -> dict[str, Any]:
+    """How well two scores tell pictures of other things from the known ones: AUROC, 0.5 for a guess, 1 for always."""
+    strangers = data.load(source, manifest.input_size)
+    unknown = torch.cat([split.images for split in strangers.splits.values()])
+
+    def confidence(images: Tensor) -> Tensor:
+        out = evaluate.logits(script, lambda batch: batch, images, torch.device("cpu"))
+        return out.softmax(1).amax(1)
+
+    found = {"data_sha256": strangers.sha256, "known": len(known), "unknown": len(unknown)}
+    # The baseline of Hendrycks & Gimpel 2016, arXiv:1610.02136.
+    scores = {"max_probability": auroc(confidence(known), confidence(unknown))}
+    if artifact.NEIGHBOURS in manifest.files:
+        neighbours = Neighbours.read(folder / artifact.NEIGHBOURS)
+        network, normalise = run.restore(folder, manifest), Normalisation(manifest.mean, manifest.std)
+        near, far = (neighbours(features(network, normalise, images)) for images in (known, unknown))
+        scores["nearest_features"] = auroc(near, far)
+    else:
+        log.warning("this version carries no %s, so only its probabilities are judged", artifact.NEIGHBOURS)
+    return found | {"auroc": scores}
+
+
+def _choose_split(dataset: data.Dataset, manifest: Manifest, split: str) -> data.Split:
+    if dataset.sha256 == manifest.data.sha256:
+        parts = data.partition(dataset, manifest.recipe["validation"], manifest.data.seed)
+        return {"train": parts.train, "validation": parts.validation, "test": parts.test}[split]
+    if split in dataset.splits:
+        return dataset.splits[split]
+    if list(dataset.splits) == ["train"]:
+        log.warning("this source has no splits and the model was not trained on it: all of it is scored")
+        return dataset.splits["train"]
+    raise InputError(f"The source has no {split} split, only {', '.join(dataset.splits)}. Choose one with --split.")
