@@ -1,17 +1,21 @@
 """The engine that runs an artifact's network with OpenVINO."""
 
+import importlib
+import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from app.serving import openvino
 from app.serving.engine import Pixels
 from app.serving.openvino import OpenVinoEngine, Precision
-from tests.app.artifacts import SIZE
+from tests.app.artifacts import NORMALISATION, SIZE
 from tests.app.pictures import direct, png
-from training import artifact, picture, probe
+from training import artifact, export, picture, probe, quantiser, resnet
+from training.calibration import Calibration
 from training.errors import ArtifactError
 
 
@@ -64,6 +68,26 @@ def test_quantised_network_answers_alike(network: Path, folder: Path, tmp_path: 
     found = opened(tmp_path / "int8.xml", folder, "int8").predict(brought.pictures)
     assert (found.argmax(1) == brought.probabilities.argmax(1)).mean() > 0.7
     assert (tmp_path / "int8.bin").stat().st_size < 0.5 * network.with_suffix(".bin").stat().st_size
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="what has integer kernels differs by processor")
+def test_version_in_integers_runs_on_integer_kernels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = quantiser.quantised(resnet.build("fast_resnet", 3, {"widths": [16, 16, 32]}).eval())
+    images = torch.from_numpy(pictures(8))
+    quantiser.fit(network, NORMALISATION, images)
+    served = export.Served(network, NORMALISATION, Calibration(1))
+    export.save_script(served, SIZE, tmp_path / artifact.SCRIPT)
+    openvino.convert(tmp_path / artifact.SCRIPT, SIZE, tmp_path / "network.xml")
+    core = importlib.import_module("openvino").Core()  # which the engine imported before, without its telemetry
+    compiled = core.compile_model(tmp_path / "network.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    layers = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    precisions = [info["runtimePrecision"] for info in layers if info["layerType"] == "Convolution"]
+    assert len(precisions) == 10
+    assert set(precisions) <= {"i8", "u8"}
+    with torch.inference_mode():
+        expected = served(images)
+    assert np.abs(compiled(images.numpy())[0] - expected.numpy()).max() < 0.1 * float(expected.std())
 
 
 def test_damaged_network_is_refused(folder: Path, tmp_path: Path) -> None:
