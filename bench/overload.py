@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import numpy as np
+import uvloop
+
+from bench import client
+from bench.client import Connection
 
 _RESPITE_SECONDS = 1
 
@@ -29,79 +33,44 @@ class Outcome:
     after: float
 
 
-class _Connection(asyncio.Protocol):
-    """One request at a time; `answer` holds what came back."""
-
-    def __init__(self) -> None:
-        self.buffer = b""
-        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 (of create_connection)
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        head, found, body = self.buffer.partition(b"\r\n\r\n")
-        if found and len(body) >= int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]):
-            self.buffer = b""
-            self.answer.set_result(head)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        if not self.answer.done():
-            self.answer.set_result(b"HTTP/1.1 000 closed")
-
-    async def send(self, request: bytes) -> bytes:
-        """Head of the answer."""
-        assert self.transport  # noqa: S101 (it is connected)
-        self.answer = asyncio.get_running_loop().create_future()
-        self.transport.write(request)
-        return await self.answer
-
-
 class _Client:
     def __init__(self, url: str, body: bytes, content_type: str) -> None:
-        address = urlsplit(url)
-        self._host, self._port = address.hostname or "", address.port or 80
-        self._request = (
-            f"POST {address.path} HTTP/1.1\r\nHost: bench\r\nContent-Type: {content_type}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
-        self._idle: list[_Connection] = []
+        self._url = url
+        self._request = client.post(urlsplit(url).path, body, content_type)
+        self._idle: list[Connection] = []
 
     async def post(self) -> tuple[int, bool, float]:
         """Status, whether there was a Retry-After, and milliseconds."""
         started = time.perf_counter()
-        if self._idle:
-            connection = self._idle.pop()
-        else:
-            _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
-        head = await connection.send(self._request)
-        status = int(head[9:12])
-        if status:
-            self._idle.append(connection)
-        return status, b"retry-after:" in head.lower(), 1000 * (time.perf_counter() - started)
+        connection = self._take() or await client.connect(self._url)
+        answer = await connection.send(self._request)
+        self._idle.append(connection)
+        return answer.status, b"retry-after:" in answer.head, 1000 * (time.perf_counter() - started)
+
+    def _take(self) -> Connection | None:
+        while self._idle:
+            if (connection := self._idle.pop()).open:
+                return connection
+        return None
 
 
 def run(url: str, body: bytes, content_type: str, rate: float, seconds: float) -> Outcome:
     """Post a body `rate` times a second on average, at random times, for some seconds."""
 
     async def load() -> tuple[list[tuple[int, bool, float]], float]:
-        client = _Client(url, body, content_type)
+        sender = _Client(url, body, content_type)
         rng = random.Random(0)  # noqa: S311 (times of requests, no secret)
         requests: list[asyncio.Task[tuple[int, bool, float]]] = []
         begun = due = time.perf_counter()
         while due < begun + seconds:
-            requests.append(asyncio.create_task(client.post()))
+            requests.append(asyncio.create_task(sender.post()))
             due += rng.expovariate(rate)
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
         answers = await asyncio.gather(*requests)
         await asyncio.sleep(_RESPITE_SECONDS)
-        return answers, (await client.post())[2]
+        return answers, (await sender.post())[2]
 
-    answers, after = asyncio.run(load())
+    answers, after = uvloop.run(load())
     statuses = Counter((status, patient) for status, patient, _ in answers)
     refused = statuses[429, True] + statuses[503, True]
     accepted = [taken for status, _, taken in answers if status == 200]
