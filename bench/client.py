@@ -51,11 +51,11 @@ class Connection(asyncio.Protocol):
         """Whether it can be used again."""
         return self._transport is not None and not self._transport.is_closing()
 
-    async def send(self, request: bytes) -> Answer:
-        """Send a request and wait for the answer."""
+    def send(self, request: bytes) -> asyncio.Future[Answer]:
+        """Send a request; the answer is still to come."""
         self._answer = asyncio.get_running_loop().create_future()
         self.write(request)
-        return await self._answer
+        return self._answer
 
     def write(self, data: bytes) -> None:
         """Send a request, or a part of one, that nobody waits for."""

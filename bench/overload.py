@@ -11,9 +11,10 @@ import numpy as np
 import uvloop
 
 from bench import client
-from bench.client import Connection
+from bench.client import Answer, Connection
 
 _RESPITE_SECONDS = 1
+_TICK_SECONDS = 0.001
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,42 @@ class Outcome:
     after: float
 
 
-class _Client:
+class _Load:
+    """Sends one request over and over; `answers` has status, whether there was a Retry-After, and milliseconds."""
+
     def __init__(self, url: str, body: bytes, content_type: str) -> None:
+        self.answers: list[tuple[int, bool, float]] = []
         self._url = url
         self._request = client.post(urlsplit(url).path, body, content_type)
         self._idle: list[Connection] = []
 
-    async def post(self) -> tuple[int, bool, float]:
-        """Status, whether there was a Retry-After, and milliseconds."""
-        started = time.perf_counter()
+    async def send(self) -> asyncio.Future[Answer]:
+        """Send it now, on a connection that is idle or a new one."""
         connection = self._take() or await client.connect(self._url)
-        answer = await connection.send(self._request)
-        self._idle.append(connection)
-        return answer.status, b"retry-after:" in answer.head, 1000 * (time.perf_counter() - started)
+        started = time.perf_counter()
+        answer = connection.send(self._request)
+
+        def note(done: asyncio.Future[Answer]) -> None:
+            came = done.result()
+            self.answers.append((came.status, b"retry-after:" in came.head, 1000 * (time.perf_counter() - started)))
+            self._idle.append(connection)
+
+        answer.add_done_callback(note)
+        return answer
+
+    async def run(self, rate: float, seconds: float) -> None:
+        """Send it at random times, and wait for all answers."""
+        rng = random.Random(0)  # noqa: S311 (times of requests, no secret)
+        waiting: set[asyncio.Future[Answer]] = set()
+        begun = due = time.perf_counter()
+        while due < begun + seconds:
+            while due <= time.perf_counter():
+                answer = await self.send()
+                waiting.add(answer)
+                answer.add_done_callback(waiting.discard)
+                due += rng.expovariate(rate)
+            await asyncio.sleep(_TICK_SECONDS)
+        await asyncio.gather(*waiting)
 
     def _take(self) -> Connection | None:
         while self._idle:
@@ -58,17 +82,12 @@ def run(url: str, body: bytes, content_type: str, rate: float, seconds: float) -
     """Post a body `rate` times a second on average, at random times, for some seconds."""
 
     async def load() -> tuple[list[tuple[int, bool, float]], float]:
-        sender = _Client(url, body, content_type)
-        rng = random.Random(0)  # noqa: S311 (times of requests, no secret)
-        requests: list[asyncio.Task[tuple[int, bool, float]]] = []
-        begun = due = time.perf_counter()
-        while due < begun + seconds:
-            requests.append(asyncio.create_task(sender.post()))
-            due += rng.expovariate(rate)
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        answers = await asyncio.gather(*requests)
+        sender = _Load(url, body, content_type)
+        await sender.run(rate, seconds)
+        answers = list(sender.answers)
         await asyncio.sleep(_RESPITE_SECONDS)
-        return answers, (await sender.post())[2]
+        await (await sender.send())
+        return answers, sender.answers[-1][2]
 
     answers, after = uvloop.run(load())
     statuses = Counter((status, patient) for status, patient, _ in answers)
