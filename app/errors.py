@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
+import orjson
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.requests import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -347,7 +348,7 @@ def _internal() -> Problem:
 
 
 def _response(document: Problem, headers: Mapping[str, str] | None, **members: Any) -> Response:
-    return JSONResponse(document.model_dump() | members, document.status, headers, media_type=MEDIA_TYPE)
+    return Response(orjson.dumps(document.model_dump() | members), document.status, headers, MEDIA_TYPE)
 
 
 async def _expected(_: Request, error: Exception) -> Response:

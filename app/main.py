@@ -15,7 +15,7 @@ from app.connection import State
 from app.feedback.recorder import Recorder
 from app.feedback.store import Store
 from app.jobs.queue import JobQueue
-from app.middleware import ApiKey, BodyLimit, Limit
+from app.middleware import Admit, ApiKey, BodyLimit, Limit
 from app.registry import Registry
 from app.service import Service
 from app.serving.admission import Admission
@@ -61,7 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 data_dir=settings.data_dir,
             ),
             Decoder(settings.max_pixels, shares.decode, settings.max_decode_pixels),
-            Admission(settings.max_inflight, settings.max_inflight_bytes),
+            Admission(settings.max_inflight, settings.max_inflight_bytes, settings.max_wait_seconds),
             JobQueue(settings),
             asyncio.Event(),
             _recorder(settings),
@@ -101,6 +101,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         limit=Limit(settings.max_upload_bytes, "APP_MAX_UPLOAD_MB"),
         exceptions={"/finetune": Limit(settings.max_dataset_bytes, "APP_MAX_DATASET_MB")},
     )
+    app.add_middleware(Admit)
     if keys:
         app.add_middleware(ApiKey, keys=keys)
     app.add_middleware(Telemetry)  # outermost: what the others refuse is counted too

@@ -1,4 +1,4 @@
-"""What every request passes before it is routed: the limit on its body, and the API key."""
+"""What every request passes before it is routed: the API key, admission, and the limit on its body."""
 
 import hmac
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BodyTooLargeError, UnauthorizedError, respond
+from app.errors import BodyTooLargeError, OverloadedError, UnauthorizedError, respond
+from app.service import Service
+from app.serving.admission import Ticket
+from app.telemetry import is_prediction
 
 # The description of the API is that of every installation, and tells nothing of this one.
 _OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
 _OPEN_FOLDER = "/web/"
+_TICKET = "refit.ticket"
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,36 @@ def _too_large(limit: Limit) -> BodyTooLargeError:
         f"The request body is larger than {limit.max_bytes / 1e6:g} MB. Send fewer or smaller files, or have "
         f"{limit.setting} raised."
     )
+
+
+class Admit:
+    """Lets a request for a prediction in, or refuses it before anything else is done for it.
+
+    Refusing is what an overloaded service does most often, and what that costs is taken from those that were let in.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not is_prediction(scope):
+            await self.app(scope, receive, send)
+            return
+        service: Service = scope["app"].state.service
+        try:
+            ticket = service.admission.enter(int(Headers(scope=scope).get("content-length", "0")))
+        except OverloadedError as error:
+            await respond(error)(scope, receive, send)
+            return
+        with ticket:
+            scope[_TICKET] = ticket
+            await self.app(scope, receive, send)
+
+
+def ticket_of(scope: Scope) -> Ticket:
+    """What a request for a prediction holds."""
+    found: Ticket = scope[_TICKET]
+    return found
 
 
 class ApiKey:

@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     max_inflight_mb: float = Field(
         512, gt=0, description="Request bodies in work in one process, in MB, with which further requests get 429."
     )
+    max_wait_seconds: float = Field(
+        5, gt=0, description="Predicted wait for an answer, in seconds, above which further requests get 429."
+    )
     max_decode_pixels: int = Field(
         50_000_000, ge=1, description="Most pixels that are decoded at once in one process; larger pictures wait."
     )

@@ -98,7 +98,7 @@ class Telemetry:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != _PATH or scope["method"] != "POST":
+        if not is_prediction(scope):
             await self.app(scope, receive, send)
             return
         prediction = scope[_SCOPE] = Prediction()
@@ -118,6 +118,11 @@ class Telemetry:
         finally:
             _in_flight.dec()
             prediction.record(status)
+
+
+def is_prediction(scope: Scope) -> bool:
+    """Whether a request asks for a prediction."""
+    return bool(scope["type"] == "http" and scope["path"] == _PATH and scope["method"] == "POST")
 
 
 def prediction_of(scope: Scope) -> Prediction:

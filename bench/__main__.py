@@ -16,7 +16,7 @@ import numpy as np
 from app.serving.choice import Engines, Opened
 from app.serving.curve import measure
 from bench import models, overload, pictures
-from bench.server import Server, serve
+from bench.server import Server, serve, service
 from training import artifact, machine
 
 _LOAD = Path(__file__).with_name("load.lua")
@@ -134,14 +134,8 @@ class Bench:
 
     @contextmanager
     def _ours(self) -> Iterator[Server]:
-        environment = {
-            "APP_MODELS_DIR": str(self._version.parent.parent),
-            "APP_DATA_DIR": str(self._folder / "data"),
-            "APP_DEFAULT_MODEL": self._recipe,
-            "APP_ENGINE": self._options.engine,
-        }
-        command = [sys.executable, "-m", "app", "serve", "--port", "{port}"]
-        with serve(command, environment, "/readyz", self._folder / "service.log") as server:
+        models, data = self._version.parent.parent, self._folder / "data"
+        with service(models, data, self._recipe, self._options.engine, self._folder / "service.log") as server:
             body, content_type = pictures.form(pictures.small())
             answer = httpx.post(f"{server.url}/predict", content=body, headers={"Content-Type": content_type})
             answer.raise_for_status()

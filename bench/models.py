@@ -14,13 +14,19 @@ CLASSES = 10
 _PICTURES = 24  # of each class
 
 
-def make(folder: Path, recipe: str) -> Path:
-    """Train a recipe for one epoch on a few drawn pictures, unless that was done before; gives the version's folder."""
+def make(folder: Path, recipe: str, versions: int = 1) -> Path:
+    """Train a recipe for one epoch on a few drawn pictures, unless that was done before; gives the version's folder.
+
+    Args:
+        folder: where models and pictures are kept.
+        recipe: its name is the model's, too.
+        versions: how many there are to be, of different weights; the first one is in production.
+    """
     models = folder / "models"
-    if not artifact.versions(models, recipe):
+    for seed in range(len(artifact.versions(models, recipe)), versions):
         data = _draw(folder / "pictures")
         command = f"train --recipe {recipe} --data {data} --name {recipe} --models {models} --device cpu --set epochs=1"
-        run([sys.executable, "-m", "training", *command.split()], check=True)  # noqa: S603 (our own command)
+        run([sys.executable, "-m", "training", *command.split(), "--seed", str(seed)], check=True)  # noqa: S603 (ours)
     return artifact.folder(models, recipe, 1)
 
 

@@ -32,6 +32,12 @@ def photo() -> bytes:
     return _encoded(draw(4000, 3000, 100, 5), "JPEG", quality=88)
 
 
+@cache
+def huge() -> bytes:
+    """A PNG of 8000 x 8000 pixels, more than the service reads, in 8 kB."""
+    return _encoded(Image.new("1", (8000, 8000)), "PNG")
+
+
 def form(*files: bytes) -> tuple[bytes, str]:
     """A multipart form with files in the field `file`, and its content type."""
     mark = "bench-3f1c9a7be2d04c55"

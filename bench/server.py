@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,11 +26,7 @@ class Server:
 
     def memory_mb(self) -> float:
         """Memory of all its processes, shared pages divided (PSS), in MB."""
-        total = 0
-        for pid in self._pids():
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        return total * 1024 / 1e6
+        return sum(_pss(pid) for pid in self._pids()) * 1024 / 1e6
 
     def busy_cores(self, seconds: float) -> float:
         """Processors that it keeps busy on average."""
@@ -38,16 +35,30 @@ class Server:
         return (self._cpu_seconds() - before) / seconds
 
     def _cpu_seconds(self) -> float:
-        fields = [_stat(pid) for pid in self._pids()]
+        fields = filter(None, map(_stat, self._pids()))
         return sum(int(found[11]) + int(found[12]) for found in fields) / _TICK
 
     def _pids(self) -> list[int]:
+        """The server, and all that descends from it: its fine-tune worker is in a session of its own."""
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
-        return [pid for pid in pids if (fields := _stat(pid)) and int(fields[3]) == self._process.pid]
+        parents = {pid: int(fields[1]) for pid in pids if (fields := _stat(pid))}
+        family = [self._process.pid]
+        for member in family:  # which grows meanwhile
+            family += [pid for pid, parent in parents.items() if parent == member]
+        return family
+
+
+def _pss(pid: int) -> int:
+    """Kilobytes of a process, 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def _stat(pid: int) -> Sequence[str]:
-    """Fields of /proc/PID/stat from the third on, none if the process has ended; the fourth of them is its session."""
+    """Fields of /proc/PID/stat from the third on, none if the process has ended; the second of them is its parent."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -82,6 +93,27 @@ def serve(command: Sequence[str], environment: Mapping[str, str], ready: str, lo
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
+
+
+@contextmanager
+def service(models: Path, data: Path, model: str, engine: str, log: Path) -> Iterator[Server]:
+    """Run the service as `make serve` does until the block ends.
+
+    Args:
+        models: folder of the models.
+        data: folder for what the service writes.
+        model: answers requests that name none.
+        engine: `APP_ENGINE`.
+        log: file for what it writes.
+    """
+    environment = {
+        "APP_MODELS_DIR": str(models),
+        "APP_DATA_DIR": str(data),
+        "APP_DEFAULT_MODEL": model,
+        "APP_ENGINE": engine,
+    }
+    with serve([sys.executable, "-m", "app", "serve", "--port", "{port}"], environment, "/readyz", log) as server:
+        yield server
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

@@ -24,13 +24,14 @@ async def while_wanted(receive: Receive, deadline: float = math.inf) -> AsyncIte
         DeadlineError: the deadline has passed.
     """
     loop = asyncio.get_running_loop()
-    gone = False
+    gone = over = False
     try:
         async with asyncio.timeout_at(None if deadline == math.inf else deadline) as scope:
 
             def leave(task: asyncio.Task[None]) -> None:
                 nonlocal gone
-                if not task.cancelled():
+                # In the moment in which the client leaves, the block may end or the deadline pass.
+                if not (over or scope.expired() or task.cancelled()):
                     gone = True
                     scope.reschedule(loop.time())
 
@@ -39,7 +40,7 @@ async def while_wanted(receive: Receive, deadline: float = math.inf) -> AsyncIte
             try:
                 yield
             finally:
-                leaving.remove_done_callback(leave)
+                over = True
                 leaving.cancel()
     except TimeoutError:
         if gone:

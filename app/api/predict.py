@@ -18,7 +18,9 @@ from pydantic import BaseModel, Field, ValidationError
 from app.api.disconnect import while_wanted
 from app.errors import Problem, RetryableError, documented, problem
 from app.loader import Served
+from app.middleware import ticket_of
 from app.service import Service
+from app.serving.admission import Ticket
 from app.serving.engine import Probabilities
 from app.serving.upload import FIELD, Upload, read_uploads
 from app.telemetry import Timing, prediction_of
@@ -138,13 +140,13 @@ async def _predict(request: Request) -> Response:
     asked = _read_query(request.scope["query_string"])
     deadline = _read_deadline(request)
     service: Service = request.app.state.service
-    announced = int(request.headers.get("content-length", "0"))
-    with service.admission.enter(announced) as ticket, await service.registry.get(asked.model, asked.version) as served:
+    ticket = ticket_of(request.scope)
+    with await service.registry.get(asked.model, asked.version) as served:
         uploads = await read_uploads(request, service.settings.max_files, ticket)
-        ticket.count(len(uploads))
+        ticket.begin(len(uploads))
         trial = service.registry.trial(served) if asked.version is None else None
         timings = prediction_of(request.scope).begin(served.name, served.version, len(uploads))
-        work = _Work(service, served, trial, deadline)
+        work = _Work(service, served, trial, ticket, deadline)
         async with while_wanted(request.receive, deadline):
             rows = await work.classify_all(uploads, timings)
     entries = [_entry(served, upload, row, asked.top_k) for upload, row in zip(uploads, rows, strict=True)]
@@ -190,6 +192,7 @@ class _Work:
     service: Service
     served: Served
     trial: Trial | None
+    ticket: Ticket
     deadline: float
 
     async def classify_all(
@@ -201,11 +204,14 @@ class _Work:
 
     async def _classify(self, upload: Upload, timing: Timing) -> Probabilities:
         decode = self.service.decoder.decode
-        pixels = await decode(upload.data, self.served.manifest.input_size, timing)
-        if self.trial:
-            again = partial(decode, upload.data)
-            return await self.trial.predict(self.served, pixels, timing, again, self.deadline)
-        return await self.served.batcher.predict(pixels, timing, self.deadline)
+        try:
+            pixels = await decode(upload.data, self.served.manifest.input_size, timing)
+            if self.trial:
+                again = partial(decode, upload.data)
+                return await self.trial.predict(self.served, pixels, timing, again, self.deadline)
+            return await self.served.batcher.predict(pixels, timing, self.deadline)
+        finally:
+            self.ticket.done()
 
 
 def _entry(served: Served, upload: Upload, outcome: Probabilities | BaseException, top_k: int) -> dict[str, Any]:

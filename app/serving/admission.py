@@ -1,36 +1,43 @@
 """Admission: how much may be in work, and when a client that was turned away should come back."""
 
 import math
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from app.errors import OverloadedError
+from app.serving.pace import Pace
 
-_WEIGHT = 0.1  # of the newest request in the mean time that requests take
+_LONGEST_RETRY_SECONDS = 60  # should the service stand still, nobody is sent away for as long as it seems to need then
 
 
 class Admission:
-    """Bounds the pictures, and the bytes of them, that are read, decoded or computed at one time.
+    """Bounds the pictures, the bytes of them and the time that they take, which are in work at one time.
 
     A request is let in while the limits are not reached, and may take them past it: one large request is never too
-    large on its own, and what is in work stays below the limits plus one request.
+    large on its own, and what is in work stays below the limits plus one request. How long a request will wait is
+    predicted by Little's law: the pictures before it, times the seconds that one of them takes.
 
     Args:
         max_pictures: most pictures in work.
         max_bytes: most bytes of request bodies in work.
+        max_wait: longest predicted wait, in seconds.
+        pace: measures how long pictures take.
     """
 
-    def __init__(self, max_pictures: int, max_bytes: int) -> None:
+    def __init__(self, max_pictures: int, max_bytes: int, max_wait: float = math.inf, pace: Pace | None = None) -> None:
         self.max_pictures = max_pictures
         self.max_bytes = max_bytes
+        self.max_wait = max_wait
+        self.pace = pace or Pace()
         self.pictures = 0
         self.bytes = 0
-        self._mean_seconds = 0.0
 
-    @contextmanager
-    def enter(self, size: int) -> Iterator["Ticket"]:
-        """Take a place for a request of one picture until the block ends; `Ticket` takes more.
+    @property
+    def wait(self) -> float:
+        """Predicted seconds until all that is in work is done."""
+        return self.pictures * self.pace.seconds() if self.pictures else 0.0
+
+    def enter(self, size: int) -> "Ticket":
+        """Take a place for a request of one picture (`with admission.enter(size) as ticket: ...`).
 
         Args:
             size: bytes of its body, as announced.
@@ -40,34 +47,28 @@ class Admission:
         """
         if self.pictures >= self.max_pictures:
             raise self.refusal(f"{self.pictures} pictures are in work")
+        if self.wait > self.max_wait:
+            raise self.refusal(f"The pictures in work take more than {self.max_wait:g} seconds")
         ticket = Ticket(self)
         ticket.read(size)
         ticket.count(1)
-        started = time.monotonic()
-        try:
-            yield ticket
-        finally:
-            self.pictures -= ticket.pictures
-            self.bytes -= ticket.bytes
-            self._mean_seconds += _WEIGHT * (time.monotonic() - started - self._mean_seconds)
-
-    def retry_after(self) -> int:
-        """Seconds after which there should be room: by Little's law, about the mean time that requests took lately."""
-        return max(1, math.ceil(self._mean_seconds))
+        return ticket
 
     def refusal(self, reason: str) -> OverloadedError:
-        """The error for a client that is turned away for `reason`."""
+        """The error for a client that is turned away for `reason`; the wait is for what is in work now."""
+        seconds = min(max(1, math.ceil(self.wait)), _LONGEST_RETRY_SECONDS)
         return OverloadedError(
             f"{reason}, which is all that may be. Wait as long as Retry-After says, then send the request again.",
-            self.retry_after(),
+            seconds,
         )
 
 
 class Ticket:
-    """What one request holds."""
+    """What one request holds, until the block ends in which it is entered."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
+        self._begun = False
         self.pictures = 0
         self.bytes = 0
 
@@ -89,3 +90,23 @@ class Ticket:
             raise admission.refusal(f"{admission.bytes / 1e6:.0f} MB of pictures are in work")
         admission.bytes += size - self.bytes
         self.bytes = size
+
+    def begin(self, pictures: int) -> None:
+        """Hold places for `pictures` in all, now that they have been read: from here on, time is the service's."""
+        self.count(pictures)
+        self._begun = True
+        self._admission.pace.begin(pictures)
+
+    def done(self, pictures: int = 1) -> None:
+        """Give the places of pictures back, which are answered or given up."""
+        self.count(self.pictures - pictures)
+        if self._begun:
+            self._admission.pace.end(pictures)
+
+    def __enter__(self) -> "Ticket":
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        if self.pictures:
+            self.done(self.pictures)
+        self._admission.bytes -= self.bytes

@@ -24,7 +24,8 @@ class Server:
 
     def __init__(self, models: Path, settings: dict[str, object], arguments: Sequence[str]) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("APP_")}
-        settings = {"finetune_workers": 0} | settings
+        # However busy the machine is, nobody is refused because it is slow.
+        settings = {"finetune_workers": 0, "max_wait_seconds": 3600} | settings
         own = {f"APP_{name}".upper(): str(value) for name, value in settings.items()}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "app", "serve", "--port", "0", *arguments],

@@ -64,6 +64,7 @@ def test_keys_are_split_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("APP_API_KEYS", " "),
         ("APP_MAX_INFLIGHT", "0"),
         ("APP_MAX_INFLIGHT_MB", "0"),
+        ("APP_MAX_WAIT_SECONDS", "0"),
         ("APP_MAX_DECODE_PIXELS", "0"),
         ("APP_ENGINE", "steam"),
         ("APP_MAX_RECEIVE_SECONDS", "0"),
