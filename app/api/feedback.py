@@ -31,7 +31,6 @@ _LOOK_SECONDS = 0.05
 # What a person's browser shows is not kept there beyond its deletion here, and is a picture whatever it holds.
 _HEADERS = {
     "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
 }
 
