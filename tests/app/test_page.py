@@ -1,8 +1,7 @@
-"""The pages in a real browser, against a real server. Skipped where no Chromium is installed."""
+"""The pages in a real browser, against a real server."""
 
 import io
 import re
-import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,22 +19,22 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from tests import needs
 from tests.app import artifacts, pictures
 from tests.app.process import Server, serve
 from tests.encoding import encode
 from tests.training.shapes import draw
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TRAINING_MS = 240_000
-browsing = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    program = needs.chromium()
     with sync_playwright() as playwright:
         # Containers have no user namespaces and little shared memory; the page is our own.
         running = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+            executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         )
         yield running
         running.close()
@@ -105,7 +104,6 @@ def test_only_the_pages_files_are_served(client: httpx.Client) -> None:
     assert client.get("/web/%2e%2e/settings.py").status_code == 404
 
 
-@browsing
 def test_chosen_pictures_get_their_answers_and_a_broken_one_its_own_error(page: Page, client: httpx.Client) -> None:
     files = [("one.png", pictures.png(1)), ("broken.png", b"no picture"), ("two.png", pictures.png(2))]
     told = client.post("/predict?model=cifar10", files=[("file", file) for file in files]).json()["predictions"]
@@ -119,7 +117,6 @@ def test_chosen_pictures_get_their_answers_and_a_broken_one_its_own_error(page: 
     expect(page.locator("#problem")).to_be_hidden()
 
 
-@browsing
 def test_versions_and_what_is_wrong_with_them_are_listed(page: Page) -> None:
     cards = page.locator("#models article")
     expect(cards.filter(has_text="cifar10").locator("tbody tr")).to_have_count(2)
@@ -127,7 +124,6 @@ def test_versions_and_what_is_wrong_with_them_are_listed(page: Page) -> None:
     expect(cards.filter(has_text="unreadable").locator(".error")).not_to_be_empty()
 
 
-@browsing
 def test_a_key_is_asked_for_and_used_on_both_pages(browser: Browser, guarded: Server) -> None:
     for page in opened(browser, guarded):
         expect(page.locator("#key")).to_be_visible()
@@ -139,7 +135,6 @@ def test_a_key_is_asked_for_and_used_on_both_pages(browser: Browser, guarded: Se
         try_listing_models(page)
 
 
-@browsing
 @pytest.mark.parametrize("scheme", ["HTTPBearer", "APIKeyHeader"])
 def test_the_api_is_described_and_tried_with_a_key(browser: Browser, guarded: Server, scheme: str) -> None:
     for page in opened(browser, guarded, "/docs"):
@@ -152,7 +147,6 @@ def test_the_api_is_described_and_tried_with_a_key(browser: Browser, guarded: Se
         try_listing_models(page)
 
 
-@browsing
 def test_a_folder_of_pictures_becomes_a_model_that_answers(browser: Browser, tmp_path: Path) -> None:
     artifacts.write(tmp_path / "models", "cifar10", seed=1)
     folder = tmp_path / "shapes"
@@ -173,7 +167,6 @@ def test_a_folder_of_pictures_becomes_a_model_that_answers(browser: Browser, tmp
             expect(page.locator("#answers strong")).to_have_text(re.compile("disc|cross"))
 
 
-@browsing
 def test_predictions_are_corrected_and_trained_on(browser: Browser, tmp_path: Path) -> None:
     artifacts.write(tmp_path / "models", "pets", seed=3, classes=("bird", "cat", "dog", "fish"))
     with serve(tmp_path / "models", data_dir=tmp_path / "data", keep_feedback=True, api_keys="right-key") as running:
@@ -215,7 +208,6 @@ def label(page: Page, item: Locator, name: str) -> None:
     page.keyboard.press("Enter")
 
 
-@browsing
 def test_where_pictures_are_not_kept_nothing_can_be_corrected(page: Page) -> None:
     with page.expect_response("**/feedback"):
         page.reload()
@@ -226,7 +218,6 @@ def test_where_pictures_are_not_kept_nothing_can_be_corrected(page: Page) -> Non
     expect(page.locator("#problem")).to_be_hidden()
 
 
-@browsing
 def test_what_is_wrong_with_a_folder_is_said(browser: Browser, tmp_path: Path) -> None:
     folder = tmp_path / "pets"
     (folder / "cat").mkdir(parents=True)
@@ -241,7 +232,6 @@ def test_what_is_wrong_with_a_folder_is_said(browser: Browser, tmp_path: Path) -
             expect(page.locator("#jobs li")).to_have_count(0)
 
 
-@browsing
 def test_a_folder_is_packed_into_an_archive_that_holds_the_same_files(page: Page) -> None:
     long = "pets/" + "a" * 120 + "/ö 1.png"
     contents = {"pets/cat/1.png": pictures.png(1), long: b"x" * 512, "pets/dog/empty": b""}
