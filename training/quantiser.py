@@ -20,6 +20,7 @@ from training import evaluate
 
 _LEVELS = 255  # steps between the lowest and the highest uint8
 _LARGEST = 127  # of int8 weights; -128 is left out, so that the levels lie symmetric around 0
+_FAINT = 1e-6  # a filter with only smaller weights is as good as none; their scale would be none for a runtime either
 _SHARES = torch.linspace(0.3, 1, 36).tolist()  # of the range seen that are tried
 _SAMPLE = 50_000  # values of a tensor that are remembered from each batch
 
@@ -85,7 +86,7 @@ class QuantisedConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         weight = conv.weight.detach()
-        scale = weight.abs().amax((1, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny) / _LARGEST
+        scale = weight.abs().amax((1, 2, 3)).clamp(min=_FAINT) / _LARGEST
         self.register_buffer("weight", (weight / scale.view(-1, 1, 1, 1)).round().to(torch.int8))
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if conv.bias is None else conv.bias.detach().clone())

@@ -39,8 +39,8 @@ def models(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
     """A folder with the model `shapes`: version 2 is version 1 in integers, made from the command line."""
     folder = tmp_path_factory.mktemp("models")
     run.train(run.Job(recipe.load("small-data", NETWORK), str(shapes), "shapes", folder, device="cpu"))
-    command = [sys.executable, "-m", "training", "quantise", "--model", "shapes", "--data", str(shapes)]
-    done = subprocess.run([*command, "--models", str(folder)], capture_output=True, text=True, check=False)
+    command = ["quantise", "--model", "shapes", "--data", str(shapes), "--models", str(folder)]
+    done = subprocess.run([sys.executable, "-m", "training", *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "quantised from shapes@1" in done.stdout
     return folder
