@@ -103,7 +103,7 @@ def test_shadow_answers_nobody(client: httpx.Client) -> None:
 
 def test_shadow_that_fails_costs_nobody_anything(client: httpx.Client, tmp_path: Path) -> None:
     start(client, FRAGILE, shadow=True)
-    while (found := report(client))["running"]:
+    while not (found := report(client))["canary"]["ended"]:
         assert ask(client, BRIGHT)["version"] == 1
     assert found["candidate"]["failures"] >= 3
     assert "failed on" in found["canary"]["reason"]

@@ -88,7 +88,7 @@ def test_few_pictures_are_shown_often_in_small_batches_and_many_seldom_in_large_
     small, large = (recipe_of(base, torch.arange(count) % 2) for count in (230, 20_000))
     assert (small.epochs, small.batch_size) == (31, 16)
     assert (large.epochs, large.batch_size) == (7, 128)
-    assert small.network.arguments == {"widths": [64, 256, 256], "levels": 2}
+    assert small.network.arguments == base.arguments | {"levels": 2}
     assert recipe_of(base, torch.arange(6) % 2).batch_size == 2
 
 
