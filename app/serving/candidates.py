@@ -65,7 +65,7 @@ def prepare(kind: Kind, folder: Path, manifest: Manifest, place: Place) -> None:
     network = _converted("f32", place)
     if not network.exists():
         openvino.convert(folder / SCRIPT, manifest.input_size, network)
-    if kind == "openvino-int8" and not (target := _converted("int8", place)).exists():
+    if kind == "openvino-int8" and not (target := _integers(manifest, place)).exists():
         if probe.PROBE not in manifest.files:
             raise ArtifactError(
                 f"{folder} brings no {probe.PROBE} whose pictures 8-bit integers can be calibrated with. Export the "
@@ -82,7 +82,7 @@ def make(kind: Kind, folder: Path, manifest: Manifest, place: Place) -> Engine:
         case "openvino-f32":
             return OpenVinoEngine(_converted("f32", place), manifest, "f32", place.threads, place.instances)
         case "openvino-int8":
-            return OpenVinoEngine(_converted("int8", place), manifest, "int8", place.threads, place.instances)
+            return OpenVinoEngine(_integers(manifest, place), manifest, "int8", place.threads, place.instances)
     torch.set_num_threads(place.threads)
     device = torch.device(place.device)
     match kind:
@@ -92,6 +92,11 @@ def make(kind: Kind, folder: Path, manifest: Manifest, place: Place) -> Engine:
             return TorchScriptEngine(folder, manifest, device, "f16")
         case "torchscript-f32":
             return TorchScriptEngine(folder, manifest, device, "f32")
+
+
+def _integers(manifest: Manifest, place: Place) -> Path:
+    """A network in 8-bit integers: what was converted, if it is in them already."""
+    return _converted("int8" if manifest.quantisation is None else "f32", place)
 
 
 def _converted(name: str, place: Place) -> Path:
