@@ -10,17 +10,17 @@ _LONGEST_RETRY_SECONDS = 60  # should the service stand still, nobody is sent aw
 
 
 class Admission:
-    """Bounds the pictures, the bytes of them and the time that they take, which are in work at one time.
+    """Bounds what is in work at one time: pictures that are read, decoded or computed, and the bytes of them.
 
     A request is let in while the limits are not reached, and may take them past it: one large request is never too
-    large on its own, and what is in work stays below the limits plus one request. How long a request will wait is
-    predicted by Little's law: the pictures before it, times the seconds that one of them takes.
+    large on its own, and what is in work stays below the limits plus one request. Nor is it let in if the pictures
+    that have been read before it will take too long.
 
     Args:
         max_pictures: most pictures in work.
         max_bytes: most bytes of request bodies in work.
         max_wait: longest predicted wait, in seconds.
-        pace: measures how long pictures take.
+        pace: predicts it.
     """
 
     def __init__(self, max_pictures: int, max_bytes: int, max_wait: float = math.inf, pace: Pace | None = None) -> None:
@@ -31,11 +31,6 @@ class Admission:
         self.pictures = 0
         self.bytes = 0
 
-    @property
-    def wait(self) -> float:
-        """Predicted seconds until all that is in work is done."""
-        return self.pictures * self.pace.seconds() if self.pictures else 0.0
-
     def enter(self, size: int) -> "Ticket":
         """Take a place for a request of one picture (`with admission.enter(size) as ticket: ...`).
 
@@ -45,18 +40,26 @@ class Admission:
         Raises:
             OverloadedError: there is no room; it says when to come back.
         """
+        self.check_wait()
         if self.pictures >= self.max_pictures:
             raise self.refusal(f"{self.pictures} pictures are in work")
-        if self.wait > self.max_wait:
-            raise self.refusal(f"The pictures in work take more than {self.max_wait:g} seconds")
         ticket = Ticket(self)
         ticket.read(size)
         ticket.count(1)
         return ticket
 
+    def check_wait(self) -> None:
+        """Return if a picture that comes now need not wait too long.
+
+        Raises:
+            OverloadedError: it would.
+        """
+        if self.pace.wait() > self.max_wait:
+            raise self.refusal(f"The pictures in work take more than {self.max_wait:g} seconds")
+
     def refusal(self, reason: str) -> OverloadedError:
         """The error for a client that is turned away for `reason`; the wait is for what is in work now."""
-        seconds = min(max(1, math.ceil(self.wait)), _LONGEST_RETRY_SECONDS)
+        seconds = min(max(1, math.ceil(self.pace.wait())), _LONGEST_RETRY_SECONDS)
         return OverloadedError(
             f"{reason}, which is all that may be. Wait as long as Retry-After says, then send the request again.",
             seconds,
@@ -92,7 +95,12 @@ class Ticket:
         self.bytes = size
 
     def begin(self, pictures: int) -> None:
-        """Hold places for `pictures` in all, now that they have been read: from here on, time is the service's."""
+        """Hold places for `pictures` in all, now that they have been read: from here on, time is the service's.
+
+        Raises:
+            OverloadedError: others that were read meanwhile take too long.
+        """
+        self._admission.check_wait()
         self.count(pictures)
         self._begun = True
         self._admission.pace.begin(pictures)

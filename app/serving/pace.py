@@ -1,4 +1,4 @@
-"""Pace: how long a picture takes while others wait, measured on those that were done last."""
+"""Pace: how long pictures take, measured on those that were done last, and how long those in work still will."""
 
 import math
 import time
@@ -17,20 +17,23 @@ class Pace:
 
     Args:
         clock: seconds.
+
+    Attributes:
+        working: pictures that are worked on, or wait for it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.working = 0
         self._clock = clock
-        self._working = 0
         self._since = 0.0  # when work began, or when a picture was done last
         self._seconds = 0.0
         self._done = 0.0
 
     def begin(self, pictures: int) -> None:
         """Take note that work on pictures begins."""
-        if not self._working:
+        if not self.working:
             self._since = self._clock()
-        self._working += pictures
+        self.working += pictures
 
     def end(self, pictures: int) -> None:
         """Take note that they are done, or given up."""
@@ -39,10 +42,14 @@ class Pace:
         kept = math.exp(-taken / _MEMORY_SECONDS)
         self._seconds = kept * self._seconds + taken
         self._done = kept * self._done + pictures
-        self._working -= pictures
+        self.working -= pictures
 
     def seconds(self) -> float:
         """Seconds of work that a picture costs; 0 while too little was done to tell."""
-        running = self._clock() - self._since if self._working else 0.0
+        running = self._clock() - self._since if self.working else 0.0
         seconds = self._seconds + running
         return seconds / max(1.0, self._done) if seconds >= _LEAST_SECONDS else 0.0
+
+    def wait(self) -> float:
+        """Predicted seconds until all pictures in work are done (Little's law)."""
+        return self.working * self.seconds() if self.working else 0.0

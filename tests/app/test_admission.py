@@ -130,7 +130,20 @@ def test_clients_that_send_slowly_do_not_count_as_slowness() -> None:
         with admission.enter(0) as other:
             other.begin(1)
             clock.now += 2
-        assert admission.wait == 2  # of the one that has not been read
+            assert admission.pace.wait() == 2
+        assert admission.pace.wait() == 0
+        admission.enter(0)
+
+
+def test_what_was_read_too_late_is_refused() -> None:
+    clock = Clock()
+    admission = Admission(100, 100, 5, Pace(clock))
+    with admission.enter(0) as first, admission.enter(0) as second:
+        first.begin(1)
+        clock.now += 6
+        with pytest.raises(OverloadedError):
+            second.begin(1)
+    assert admission.pictures == admission.pace.working == 0
 
 
 def test_answered_pictures_of_a_batch_give_their_places_back() -> None:

@@ -58,3 +58,4 @@ def test_nothing_is_said_before_a_second_of_work() -> None:
     assert pace.seconds() == 0
     clock.now += 0.2
     assert pace.seconds() == pytest.approx(1.1)  # and that although none is done
+    assert pace.wait() == pytest.approx(3.3)
