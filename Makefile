@@ -31,7 +31,7 @@ bench: $(VENV)/.installed  ## measure the service beside its engine alone and a 
 	$(BIN)/python -m bench
 
 test: $(VENV)/.installed-dev  ## run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 bench-train: $(VENV)/.installed  ## run the CPU recipes and print their rows of docs/results.md; DATA=archive to choose the data
 	$(BIN)/python -m bench.train --device cpu --data $(or $(DATA),cifar10)

@@ -1,17 +1,33 @@
 """What tests of every package share."""
 
-import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import needs, processors
+
 # The same examples in every run, and no limit on time: a busy machine fails no test.
 settings.register_profile("refit", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("refit")
 
-_ARCHIVE = Path(__file__).resolve().parents[1] / ".." / "shared" / "cifar10" / "cifar10-jpeg.tar.xz"
+# A shell lets what it starts in the background ignore SIGINT, and every process that the tests start would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Runs in every process of the suite; the one that only hands tests to the others needs no processor of its own."""
+    if config.getoption("dist", "no") == "no":
+        processors.keep_to_one()
+
+
+@pytest.fixture
+def every_processor() -> Iterator[None]:
+    """Let the test run on all processors."""
+    with processors.every():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,9 +41,5 @@ def refit_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def cifar10_archive() -> Path:
-    """The 60,000 pictures of CIFAR-10 as an archive; the test is skipped where it does not lie beside the checkout."""
-    if not _ARCHIVE.exists():
-        if os.environ.get("REFIT_REQUIRE_CIFAR10") == "1":
-            pytest.fail("REFIT_REQUIRE_CIFAR10 is 1, but ../shared/cifar10/cifar10-jpeg.tar.xz is missing")
-        pytest.skip("needs ../shared/cifar10/cifar10-jpeg.tar.xz beside the checkout")
-    return _ARCHIVE.resolve()
+    """The 60,000 pictures of CIFAR-10 as an archive."""
+    return needs.cifar10()

@@ -9,20 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from tests import needs
 
 _USER = "nobody"  # the server refuses to run as root
 
 
 @contextmanager
 def cluster() -> Iterator[str]:
-    """Run a new, empty server until the block ends; give the address of a database that is not there yet.
-
-    The test is skipped where PostgreSQL is not installed.
-    """
-    programs = _programs()
-    if programs is None:
-        pytest.skip("needs PostgreSQL: apt-get install postgresql")
+    """Run a new, empty server until the block ends; give the address of a database that is not there yet."""
+    programs = needs.postgresql()
     # Not below pytest's own folder, which other users cannot enter.
     folder = Path(tempfile.mkdtemp(prefix="refit-postgres-"))
     as_root = os.geteuid() == 0
@@ -49,13 +44,6 @@ def cluster() -> Iterator[str]:
             run("pg_ctl", "stop", "-m", "immediate")
     finally:
         shutil.rmtree(folder)
-
-
-def _programs() -> Path | None:
-    """The folder of the newest server; Debian puts none of its programs but the clients on the path."""
-    on_path = shutil.which("initdb")
-    found = [Path(on_path).resolve().parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    return found[-1] if found and (found[-1] / "pg_ctl").exists() else None
 
 
 def _free_port() -> int:

@@ -1,21 +1,18 @@
 """API keys: asked for everywhere but where health is asked."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.app.pictures import png
-from tests.app.process import serve
+from tests.app.process import Server
 
 
 @pytest.fixture(scope="module")
-def guarded(models: Path) -> Iterator[httpx.Client]:
-    with (
-        serve(models, api_keys="first-key, second-key") as server,
-        httpx.Client(base_url=server.url, timeout=60) as client,
-    ):
+def stranger(guarded: Server) -> Iterator[httpx.Client]:
+    """A client that sends no key of its own accord."""
+    with httpx.Client(base_url=guarded.url, timeout=60) as client:
         yield client
 
 
@@ -28,9 +25,9 @@ def guarded(models: Path) -> Iterator[httpx.Client]:
         {"X-API-Key": "second-key"},
     ],
 )
-def test_key_lets_in(guarded: httpx.Client, headers: dict[str, str]) -> None:
-    assert guarded.post("/predict", files={"file": png(1)}, headers=headers).status_code == 200
-    assert guarded.get("/models", headers=headers).status_code == 200
+def test_key_lets_in(stranger: httpx.Client, headers: dict[str, str]) -> None:
+    assert stranger.post("/predict", files={"file": png(1)}, headers=headers).status_code == 200
+    assert stranger.get("/models", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -56,23 +53,23 @@ def test_key_lets_in(guarded: httpx.Client, headers: dict[str, str]) -> None:
         ("GET", "/healthz/"),
     ],
 )
-def test_nobody_else_comes_in(guarded: httpx.Client, method: str, path: str, headers: dict[str, str]) -> None:
-    answer = guarded.request(method, path, headers=headers)
+def test_nobody_else_comes_in(stranger: httpx.Client, method: str, path: str, headers: dict[str, str]) -> None:
+    answer = stranger.request(method, path, headers=headers)
     assert answer.status_code == answer.json()["status"] == 401
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_key_that_is_no_ascii_is_wrong_and_no_error(guarded: httpx.Client) -> None:
-    assert guarded.get("/models", headers={b"X-API-Key": "clé".encode()}).status_code == 401
+def test_key_that_is_no_ascii_is_wrong_and_no_error(stranger: httpx.Client) -> None:
+    assert stranger.get("/models", headers={b"X-API-Key": "clé".encode()}).status_code == 401
 
 
-def test_health_is_open(guarded: httpx.Client) -> None:
-    assert guarded.get("/healthz").status_code == 200
-    assert guarded.get("/readyz").status_code == 200
+def test_health_is_open(stranger: httpx.Client) -> None:
+    assert stranger.get("/healthz").status_code == 200
+    assert stranger.get("/readyz").status_code == 200
 
 
-def test_document_names_the_keys(guarded: httpx.Client) -> None:
-    document = guarded.get("/openapi.json", headers={"X-API-Key": "first-key"}).json()
+def test_document_names_the_keys(stranger: httpx.Client) -> None:
+    document = stranger.get("/openapi.json", headers={"X-API-Key": "first-key"}).json()
     assert document["paths"]["/predict"]["post"]["security"] == [{"HTTPBearer": []}, {"APIKeyHeader": []}]
     assert "security" not in document["paths"]["/healthz"]["get"]

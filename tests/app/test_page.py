@@ -1,8 +1,7 @@
-"""The page in a real browser, against a real server. Skipped where no Chromium is installed."""
+"""The page in a real browser, against a real server."""
 
 import io
 import re
-import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,22 +10,21 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
 
+from tests import needs
 from tests.app import artifacts, pictures
 from tests.app.process import Server, serve
-from tests.encoding import encode
-from tests.training.shapes import draw
+from tests.training.shapes import write_shapes
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TRAINING_MS = 240_000
-browsing = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    program = needs.chromium()
     with sync_playwright() as playwright:
         # Containers have no user namespaces and little shared memory; the page is our own.
         running = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+            executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         )
         yield running
         running.close()
@@ -35,6 +33,15 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser, server: Server) -> Iterator[Page]:
     yield from opened(browser, server)
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that trains, too."""
+    models = tmp_path_factory.mktemp("trainer") / "models"
+    artifacts.write(models, "cifar10", seed=1)
+    with serve(models, finetune_workers=1, finetune_threads=1) as running:
+        yield running
 
 
 def opened(browser: Browser, server: Server) -> Iterator[Page]:
@@ -60,7 +67,6 @@ def test_the_page_and_its_files_are_served_and_closed_to_foreign_scripts(client:
     assert client.get("/web/%2e%2e/settings.py").status_code == 404
 
 
-@browsing
 def test_chosen_pictures_get_their_answers_and_a_broken_one_its_own_error(page: Page, client: httpx.Client) -> None:
     files = [("one.png", pictures.png(1)), ("broken.png", b"no picture"), ("two.png", pictures.png(2))]
     told = client.post("/predict?model=cifar10", files=[("file", file) for file in files]).json()["predictions"]
@@ -74,7 +80,6 @@ def test_chosen_pictures_get_their_answers_and_a_broken_one_its_own_error(page: 
     expect(page.locator("#problem")).to_be_hidden()
 
 
-@browsing
 def test_versions_and_what_is_wrong_with_them_are_listed(page: Page) -> None:
     cards = page.locator("#models article")
     expect(cards.filter(has_text="cifar10").locator("tbody tr")).to_have_count(2)
@@ -82,54 +87,41 @@ def test_versions_and_what_is_wrong_with_them_are_listed(page: Page) -> None:
     expect(cards.filter(has_text="unreadable").locator(".error")).not_to_be_empty()
 
 
-@browsing
-def test_a_key_is_asked_for_and_used(browser: Browser, models: Path) -> None:
-    with serve(models, api_keys="right-key") as guarded:
-        for page in opened(browser, guarded):
-            expect(page.locator("#key")).to_be_visible()
-            page.fill("#key input", "right-key")
-            page.click("#key button")
-            expect(page.locator("#model")).to_have_value("cifar10")
-            expect(page.locator("#key")).to_be_hidden()
+def test_a_key_is_asked_for_and_used(browser: Browser, guarded: Server) -> None:
+    for page in opened(browser, guarded):
+        expect(page.locator("#key")).to_be_visible()
+        page.fill("#key input", "second-key")
+        page.click("#key button")
+        expect(page.locator("#model")).to_have_value("cifar10")
+        expect(page.locator("#key")).to_be_hidden()
 
 
-@browsing
-def test_a_folder_of_pictures_becomes_a_model_that_answers(browser: Browser, tmp_path: Path) -> None:
-    artifacts.write(tmp_path / "models", "cifar10", seed=1)
-    folder = tmp_path / "shapes"
-    for kind in ("disc", "cross"):
-        (folder / kind).mkdir(parents=True)
-        for number in range(30):
-            (folder / kind / f"{number}.png").write_bytes(encode(draw(kind, number)))
-    with serve(tmp_path / "models", data_dir=tmp_path / "data", finetune_workers=1) as running:
-        for page in opened(browser, running):
-            page.set_input_files("#folder", folder)
-            expect(page.locator("#folder-chosen")).to_have_text("60 files in cross, disc")
-            page.fill("[name=name]", "shapes")
-            page.click("#train button")
-            expect(page.locator("#jobs li")).to_contain_text("succeeded", timeout=TRAINING_MS)
-            expect(page.locator("#models article", has_text="shapes")).to_contain_text("in production")
-            page.select_option("#model", "shapes")
-            page.set_input_files("#pictures", folder / "disc" / "0.png")
-            expect(page.locator("#answers strong")).to_have_text(re.compile("disc|cross"))
-
-
-@browsing
-def test_what_is_wrong_with_a_folder_is_said(browser: Browser, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_folder_is_said(browser: Browser, trainer: Server, tmp_path: Path) -> None:
     folder = tmp_path / "pets"
     (folder / "cat").mkdir(parents=True)
     (folder / "cat" / "1.png").write_bytes(b"no picture")
-    artifacts.write(tmp_path / "models", "cifar10", seed=1)
-    with serve(tmp_path / "models", data_dir=tmp_path / "data", finetune_workers=1) as running:
-        for page in opened(browser, running):
-            page.set_input_files("#folder", folder)
-            page.fill("[name=name]", "pets")
-            page.click("#train button")
-            expect(page.locator("#problem")).to_contain_text("cat/1.png")
-            expect(page.locator("#jobs li")).to_have_count(0)
+    for page in opened(browser, trainer):
+        page.set_input_files("#folder", folder)
+        page.fill("[name=name]", "pets")
+        page.click("#train button")
+        expect(page.locator("#problem")).to_contain_text("cat/1.png")
+        expect(page.locator("#jobs li", has_text="pets")).to_have_count(0)
 
 
-@browsing
+def test_a_folder_of_pictures_becomes_a_model_that_answers(browser: Browser, trainer: Server, tmp_path: Path) -> None:
+    folder = write_shapes(tmp_path / "shapes", count=30)
+    for page in opened(browser, trainer):
+        page.set_input_files("#folder", folder)
+        expect(page.locator("#folder-chosen")).to_have_text("60 files in cross, disc")
+        page.fill("[name=name]", "shapes")
+        page.click("#train button")
+        expect(page.locator("#jobs li")).to_contain_text("succeeded", timeout=TRAINING_MS)
+        expect(page.locator("#models article", has_text="shapes")).to_contain_text("in production")
+        page.select_option("#model", "shapes")
+        page.set_input_files("#pictures", folder / "disc" / "0.png")
+        expect(page.locator("#answers strong")).to_have_text(re.compile("disc|cross"))
+
+
 def test_a_folder_is_packed_into_an_archive_that_holds_the_same_files(page: Page) -> None:
     long = "pets/" + "a" * 120 + "/ö 1.png"
     contents = {"pets/cat/1.png": pictures.png(1), long: b"x" * 512, "pets/dog/empty": b""}

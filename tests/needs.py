@@ -1,0 +1,40 @@
+"""What some tests need of the machine: programs and data that not every machine has.
+
+A test that lacks something is skipped; it fails where `REFIT_REQUIRE` names it, as `.ci/run` does.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+_ARCHIVE = Path(__file__).resolve().parents[2] / "shared" / "cifar10" / "cifar10-jpeg.tar.xz"
+
+
+def cifar10() -> Path:
+    """The 60,000 pictures of CIFAR-10 as an archive, beside the checkout."""
+    return _ARCHIVE if _ARCHIVE.exists() else _lacking("cifar10", f"the archive {_ARCHIVE}")
+
+
+def chromium() -> Path:
+    """A Chromium, or Chrome."""
+    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    program = next(filter(None, found), None)
+    return Path(program) if program else _lacking("chromium", "Chromium: apt-get install chromium")
+
+
+def postgresql() -> Path:
+    """The folder of PostgreSQL's newest server; Debian puts none of its programs but the clients on the path."""
+    on_path = shutil.which("initdb")
+    found = [Path(on_path).resolve().parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not found or not (found[-1] / "pg_ctl").exists():
+        _lacking("postgresql", "PostgreSQL: apt-get install postgresql")
+    return found[-1]
+
+
+def _lacking(name: str, what: str) -> NoReturn:
+    if name in os.environ.get("REFIT_REQUIRE", "").split():
+        pytest.fail(f"needs {what} (REFIT_REQUIRE names {name})")
+    pytest.skip(f"needs {what}")

@@ -1,0 +1,32 @@
+"""Which processors tests run on: each process of the suite has one, and so have the processes that it starts.
+
+Networks as small as those of the tests take twice the processor time on two threads, which mostly wait for each other.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_ABLE = hasattr(os, "sched_setaffinity")
+_ALL = os.sched_getaffinity(0) if _ABLE else set()
+
+
+def keep_to_one() -> None:
+    """Keep this process to one processor; those of a suite that runs in several take turns. Call it before torch is."""
+    if _ABLE:
+        number = int(os.environ.get("PYTEST_XDIST_WORKER", f"gw{os.getpid()}").removeprefix("gw"))
+        os.sched_setaffinity(0, {sorted(_ALL)[number % len(_ALL)]})
+
+
+@contextmanager
+def every() -> Iterator[None]:
+    """Let this process, and what it starts inside the block, run on all processors."""
+    if not _ABLE:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, _ALL)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
