@@ -72,14 +72,14 @@ def _warp(images: Tensor, entries: dict[tuple[int, int], Tensor]) -> Tensor:
     Places are in pixels from the middle of the picture; the nearest pixel is taken.
     """
     count, _, height, width = images.shape
-    matrix = torch.eye(2, 3, device=images.device).repeat(count, 1, 1)
+    matrix = torch.eye(2, 3, dtype=images.dtype, device=images.device).repeat(count, 1, 1)
     for (row, column), values in entries.items():
         matrix[:, row, column] = values
-    down = torch.arange(height, device=images.device) - (height - 1) / 2
-    right = torch.arange(width, device=images.device) - (width - 1) / 2
+    down = torch.arange(height, dtype=images.dtype, device=images.device) - (height - 1) / 2
+    right = torch.arange(width, dtype=images.dtype, device=images.device) - (width - 1) / 2
     y, x = torch.meshgrid(down, right, indexing="ij")
     places = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(1, -1, 3)
-    half = torch.tensor([0.5 * width, 0.5 * height], device=images.device)
+    half = images.new_tensor([0.5 * width, 0.5 * height])
     grid = places.expand(count, -1, -1).bmm(matrix.transpose(1, 2) / half).view(count, height, width, 2)
     return F.grid_sample(images, grid, mode="nearest", padding_mode="zeros", align_corners=False)
 
@@ -97,7 +97,7 @@ def _contrast(images: Tensor, level: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, level: Tensor) -> Tensor:
-    kernel = torch.ones(3, 3, device=images.device)
+    kernel = images.new_ones(3, 3)
     kernel[1, 1] = 5
     smooth = images.clone()
     weights = (kernel / kernel.sum()).expand(images.shape[1], 1, 3, 3)

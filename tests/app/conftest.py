@@ -1,11 +1,13 @@
-"""One folder of models and one server for all tests of the service."""
+"""One folder of models, and servers of it, for all tests of the service."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests import processors
 from tests.app import artifacts
 from tests.app.process import Server, serve
 
@@ -27,7 +29,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(models: Path) -> Iterator[Server]:
     """A running server with small limits on what is sent, and a large one on what is in work."""
-    with serve(models, max_upload_mb=4, max_inflight=8192) as running:
+    with ExitStack() as until_the_end:
+        with processors.every():
+            running = until_the_end.enter_context(serve(models, max_upload_mb=4, max_inflight=8192))
+        yield running
+
+
+@pytest.fixture(scope="session")
+def guarded(models: Path) -> Iterator[Server]:
+    """A running server that asks for one of two keys, `first-key` and `second-key`."""
+    with serve(models, api_keys="first-key, second-key") as running:
         yield running
 
 

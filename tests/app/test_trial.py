@@ -1,6 +1,7 @@
 """Trials on a running server: who answers what, what is reported, and how a bad candidate ends."""
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ OTHER, FRAGILE, SLOW, DAMAGED, SAME = 2, 3, 4, 5, 6
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trial")
-    artifacts.write(folder, "pets", 1, promote=False)
+    artifacts.write(folder, "pets", 1)
     artifacts.write(folder, "pets", OTHER, promote=False)
     artifacts.write(folder, "pets", FRAGILE, promote=False, wrap=artifacts.Fragile)
     artifacts.write(folder, "pets", SLOW, promote=False, architecture="resnet18", width=64)
@@ -35,24 +36,27 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def models(shared: Path) -> Path:
-    """Version 1 in production, and none on trial."""
-    artifact.write_aliases(shared, "pets", Aliases(production=1, history=(1,)))
-    (shared / "pets" / canary.FILE).unlink(missing_ok=True)
-    return shared
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
 
 
-@pytest.fixture
-def server(models: Path, tmp_path: Path) -> Iterator[Server]:
-    with serve(models, data_dir=tmp_path) as running:
+@pytest.fixture(scope="module")
+def server(shared: Path, data: Path) -> Iterator[Server]:
+    with serve(shared, data_dir=data) as running:
         yield running
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[httpx.Client]:
+def client(server: Server, shared: Path) -> Iterator[httpx.Client]:
+    """A client of the server, which has version 1 in production, and none that was ever on trial."""
+    artifact.write_aliases(shared, "pets", Aliases(production=1, history=(1,)))
+    (shared / "pets" / canary.FILE).unlink(missing_ok=True)
     with httpx.Client(base_url=server.url, timeout=LONG) as connected:
+        while (now := connected.get("/models/pets").json())["serving"] != 1 or now["trial"]:
+            pass
         yield connected
+        connected.delete("/models/pets/canary")
 
 
 def ask(client: httpx.Client, data: bytes, **params: int) -> dict[str, Any]:
@@ -72,8 +76,8 @@ def report(client: httpx.Client) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("version", "agreement"), [(SAME, 1), (OTHER, 0)])
-def test_share_and_agreement(client: httpx.Client, models: Path, version: int, agreement: int) -> None:
-    labels = [direct(models / "pets" / str(number), *PICTURES).argmax(1) for number in (1, version)]
+def test_share_and_agreement(client: httpx.Client, shared: Path, version: int, agreement: int) -> None:
+    labels = [direct(shared / "pets" / str(number), *PICTURES).argmax(1) for number in (1, version)]
     chosen = (labels[0] == labels[1]) == bool(agreement)
     pictures = [picture for picture, taken in zip(PICTURES, chosen, strict=True) if taken]
     assert start(client, version, percent=25)["running"]
@@ -101,24 +105,20 @@ def test_shadow_answers_nobody(client: httpx.Client) -> None:
     assert found["candidate"]["mean_ms"] > 0
 
 
-def test_shadow_that_fails_costs_nobody_anything(client: httpx.Client, tmp_path: Path) -> None:
+def test_shadow_that_fails_costs_nobody_anything(client: httpx.Client, data: Path) -> None:
     start(client, FRAGILE, shadow=True)
     while not (found := report(client))["canary"]["ended"]:
         assert ask(client, BRIGHT)["version"] == 1
     assert found["candidate"]["failures"] >= 3
     assert "failed on" in found["canary"]["reason"]
-    assert lines(tmp_path)[-1]["who"] == "refit"
+    assert lines(data)[-1]["who"] == "refit"
 
 
-def test_shadow_gives_way_under_load(server: Server, models: Path) -> None:
+def test_shadow_gives_way_under_load(client: httpx.Client, server: Server, shared: Path) -> None:
     async def scenario() -> dict[str, Any]:
-        async with (
-            httpx.AsyncClient(base_url=server.url, timeout=LONG) as client,
-            load(server, models / "pets") as sent,
-        ):
-            answer = await client.post("/models/pets/canary", json={"version": OTHER, "shadow": True})
-            assert answer.status_code == 200
-            while not (found := (await client.get("/models/pets/canary")).json())["dropped"]:
+        async with load(server, shared / "pets") as sent:
+            await asyncio.to_thread(start, client, OTHER, shadow=True)
+            while not (found := await asyncio.to_thread(report, client))["dropped"]:
                 pass
         assert sent.check() == {1}
         return dict(found)
@@ -126,10 +126,11 @@ def test_shadow_gives_way_under_load(server: Server, models: Path) -> None:
     assert asyncio.run(scenario())["running"]
 
 
-def test_candidate_that_fails_is_ended_in_every_process(models: Path, tmp_path: Path) -> None:
+def test_candidate_that_fails_is_ended_in_every_process(shared: Path, tmp_path: Path) -> None:
+    models, data = Path(shutil.copytree(shared, tmp_path / "models")), tmp_path / "data"
     limits = httpx.Limits(max_keepalive_connections=0)  # every request goes to any of the processes
     with (
-        serve(models, "--workers", "2", data_dir=tmp_path) as server,
+        serve(models, "--workers", "2", data_dir=data) as server,
         httpx.Client(base_url=server.url, timeout=LONG, limits=limits) as client,
     ):
         start(client, FRAGILE, percent=50)
@@ -146,7 +147,7 @@ def test_candidate_that_fails_is_ended_in_every_process(models: Path, tmp_path: 
         assert not found["running"]
         assert found["candidate"]["failures"] == statuses.count(500)
         assert "failed on" in found["canary"]["reason"]
-    assert [line["what"] for line in lines(tmp_path)] == ["canary", "canary end"]
+    assert [line["what"] for line in lines(data)] == ["canary", "canary end"]
 
 
 def test_candidate_that_is_slow_is_ended(client: httpx.Client) -> None:
@@ -185,20 +186,9 @@ def test_promotion_and_request_end_a_trial(client: httpx.Client) -> None:
         ({"version": OTHER, "percent": 5, "max_slowdown": 1}, 422, "max_slowdown: Input should be greater than 1"),
     ],
 )
-def test_trial_that_cannot_start(server_of_all: httpx.Client, body: dict[str, object], status: int, said: str) -> None:
-    answer = server_of_all.post("/models/pets/canary", json=body)
+def test_trial_that_cannot_start(client: httpx.Client, body: dict[str, object], status: int, said: str) -> None:
+    answer = client.post("/models/pets/canary", json=body)
     assert answer.status_code == answer.json()["status"] == status
     assert said in answer.json()["detail"]
-    assert server_of_all.get("/models/pets/canary").status_code == 404
-    assert server_of_all.delete("/models/pets/canary").status_code == 404
-
-
-@pytest.fixture(scope="module")
-def server_of_all(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    artifact.write_aliases(shared, "pets", Aliases(production=1, history=(1,)))
-    (shared / "pets" / canary.FILE).unlink(missing_ok=True)
-    with (
-        serve(shared, data_dir=tmp_path_factory.mktemp("data")) as server,
-        httpx.Client(base_url=server.url, timeout=LONG) as client,
-    ):
-        yield client
+    assert client.get("/models/pets/canary").status_code == 404
+    assert client.delete("/models/pets/canary").status_code == 404

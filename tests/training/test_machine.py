@@ -24,7 +24,7 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def test_processors_are_those_that_there_are() -> None:
+def test_processors_are_those_that_there_are(every_processor: None) -> None:
     assert 1 <= machine.processors() <= (os.cpu_count() or 1)
 
 
@@ -47,7 +47,9 @@ def test_affinity_limits_the_processors() -> None:
         ({}, math.inf),
     ],
 )
-def test_cgroup_quota_limits_the_processors(tmp_path: Path, files: dict[str, str], quota: float) -> None:
+def test_cgroup_quota_limits_the_processors(
+    every_processor: None, tmp_path: Path, files: dict[str, str], quota: float
+) -> None:
     unlimited = machine.processors(tmp_path / "nothing")
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -55,7 +57,7 @@ def test_cgroup_quota_limits_the_processors(tmp_path: Path, files: dict[str, str
     assert machine.processors(tmp_path) == min(unlimited, quota)
 
 
-def test_threads_are_shared_among_processes(caplog: pytest.LogCaptureFixture) -> None:
+def test_threads_are_shared_among_processes(every_processor: None, caplog: pytest.LogCaptureFixture) -> None:
     before = torch.get_num_threads()
     try:
         with caplog.at_level("INFO"):
