@@ -179,15 +179,18 @@ class Soak:
         events += [(after, self._measure) for after in range(plan.memory_every, plan.requests, plan.memory_every)]
         for self._event, act in sorted(events, key=itemgetter(0)):
             self._due.clear()
-            if self._report.requests < self._event:
+            if self._report.requests < self._event and not self._late():
                 await self._due.wait()
             if self._report.requests < self._event:
-                return  # the time is over
+                return
             await act()
+
+    def _late(self) -> bool:
+        return time.monotonic() > self._ends
 
     def _next(self) -> bool:
         """Count a request that is about to be sent; False if there is none left."""
-        if self._report.requests == self._plan.requests or time.monotonic() > self._ends:
+        if self._report.requests == self._plan.requests or self._late():
             self._due.set()
             return False
         self._report.requests += 1

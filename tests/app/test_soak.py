@@ -12,6 +12,7 @@ from tests.app import artifacts
 def test_every_answer_is_right_while_clients_leave_and_versions_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("APP_FINETUNE_WORKERS", "0")
     monkeypatch.setenv("APP_MAX_WAIT_SECONDS", "3600")  # however busy the machine is
     for seed in range(3):
         artifacts.write(tmp_path / "models", "pets", seed, promote=seed == 0)
