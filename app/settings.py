@@ -28,7 +28,9 @@ class Settings(BaseSettings):
     access_log: bool = Field(True, description="Whether every request is a line in the log.")
     workers: int = Field(1, ge=1, description="Number of server processes that share the port.")
     models_dir: Path = Field(Path("models"), description="Folder of the models.")
-    data_dir: Path = Field(Path("data"), description="Folder for what the service writes: uploads, jobs, audit log.")
+    data_dir: Path = Field(
+        Path("data"), description="Folder for what the service writes: uploads, jobs, feedback, logs."
+    )
     database_url: SecretStr | None = Field(
         None,
         description="Database of the jobs, postgresql://USER:PASSWORD@HOST/NAME; unset: SQLite in the data folder.",

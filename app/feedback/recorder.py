@@ -13,7 +13,7 @@ from app.serving.upload import Upload
 log = logging.getLogger(__name__)
 
 _MOST_BYTES = 32_000_000  # of pictures that wait to be written
-_GATHER_SECONDS = 0.05  # what comes within it is written together
+_GATHER_SECONDS = 0.1  # what comes within it is written together
 _TIDY_SECONDS = 60.0
 _RETRY_SECONDS = 1.0
 _WARN_SECONDS = 60.0

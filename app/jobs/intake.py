@@ -77,7 +77,7 @@ async def receive(request: Request, data_dir: Path, store: Store | None) -> Asyn
         gathered = filename is None
         if filename is None:
             filename = f"{fields.pop(FIELD)}.zip"
-            fields.setdefault("classes", "add")  # corrections seldom hold every class, and none is to be lost
+            fields["classes"] = fields.get("classes") or "add"  # few labels name every class, and none is to be lost
         form = _validate(fields)
         warnings = await asyncio.to_thread(_gather, store, form, folder / _PART) if gathered else []
         sha256 = await asyncio.to_thread(file_sha256, folder / _PART)
