@@ -64,9 +64,9 @@ def follow(client: httpx.Client, job: str) -> Iterator[Job]:
                 yield json.loads(line.removeprefix("data:"))
 
 
-def wait(client: httpx.Client, job: str, until: Callable[[Job], bool]) -> Job:
+def wait(client: httpx.Client, job: str, until: Callable[[Job], bool], seconds: float = END_SECONDS) -> Job:
     """Ask for the job until it is as wanted, also while the service is away; fail when it ends otherwise."""
-    end = time.monotonic() + END_SECONDS
+    end = time.monotonic() + seconds
     while True:
         try:
             found: Job = client.get(f"/finetune/{job}").json()

@@ -20,7 +20,7 @@ from dbos import DBOSClient
 
 from app.jobs.queue import APPLICATION, SERIALIZER
 from tests.app import artifacts, postgres
-from tests.app.jobs import TINY, Job, accepted, ended, follow, shapes, submit, trained, versions, wait
+from tests.app.jobs import END_SECONDS, TINY, Job, accepted, ended, follow, shapes, submit, trained, versions, wait
 from tests.app.process import Server, serve
 from tests.encoding import encode
 from tests.training.shapes import draw
@@ -323,7 +323,8 @@ def test_chaos(models: Path, database: dict[str, object]) -> None:
             wait_gone(worker)
         assert failures == [], "production did not answer while the service was up"
     with running(models, **database) as (_, client):
-        last = [wait(client, job, ended) for job in jobs]
+        # Those that were begun may come last, so the first of them is waited for as long as all of them may take.
+        last = [wait(client, job, ended, END_SECONDS * ROUNDS) for job in jobs]
     assert [job["status"] for job in last] == ["succeeded"] * ROUNDS, last
     assert len({str(figures(job)) for job in last}) == 1, "the same data, recipe and seed gave different results"
     for name in {job["name"] for job in last}:
