@@ -30,14 +30,15 @@ from training.errors import ArtifactError
 
 log = logging.getLogger(__name__)
 
-# Largest distance of a probability from the reference with which an engine is taken for right. bfloat16 keeps 8
-# significant bits; a network's answers differ by a few thousandths then.
-TOLERANCE = 0.01
+# Largest distance of a probability of a probe picture from the reference with which an engine is taken for right.
+# bfloat16 keeps 8 significant bits; answers differ by 0.003 in the mean then, and by 0.011 at most on the 64 probe
+# pictures of the default model, whose accuracy and calibration stay what they were (docs/performance.md).
+TOLERANCE = 0.02
 # The same for a version in 8-bit integers: a sum that differs in its last digit is now and then rounded to the next
 # level. Seen on 64 pictures: 0.001 to 0.013 with integer kernels, 0.07 where they are simulated in bfloat16.
 INTEGER_TOLERANCE = 0.03
 
-_FORMAT = 1  # of what is remembered: raise it whenever its meaning or the measuring changes
+_FORMAT = 2  # of what is remembered: raise it whenever its meaning or the measuring changes
 _LIMIT_SECONDS = 60  # of one process that tries engines
 _LIBRARIES = ("torch", "openvino", "nncf")
 
