@@ -39,7 +39,7 @@ class Quantiser(nn.Module):
         self.register_buffer("zero_point", torch.tensor(0, dtype=torch.uint8))
         self.scale: Tensor
         self.zero_point: Tensor
-        self.register_load_state_dict_post_hook(lambda *_: self._settle())  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(lambda part, _: part._settle())  # type: ignore[no-untyped-call]
         self._settle()
 
     def _settle(self) -> None:
