@@ -1,5 +1,6 @@
 """The soak test, in short: `python -m bench.soak` runs the same for a million requests."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,6 @@ def test_every_answer_is_right_while_clients_leave_and_versions_change(
     plan = Plan(requests=3000, promotions=2, pictures=32)
     report = soak.run(tmp_path, "pets", "torchscript-f32", plan)
     assert report.broken(plan) == []
-    assert report.requests == 3000
+    assert json.loads(report.json(plan))["requests"] == 3000
     assert report.hung_up + report.statuses.total() == 3000
     assert set(report.statuses) == {200, 413, 415, 422}
