@@ -219,8 +219,8 @@ def test_without_the_database_pictures_are_served_all_the_same(models: Path) -> 
         assert client.post("/predict", files={"file": encode(draw("disc", 1))}).status_code == 200
 
 
-def test_a_key_is_asked_for(guarded: Server) -> None:
-    with httpx.Client(base_url=guarded.url, timeout=60) as client:
+def test_a_key_is_asked_for(models: Path) -> None:
+    with serve(models, api_keys="first-key") as guarded, httpx.Client(base_url=guarded.url, timeout=60) as client:
         assert submit(client, shapes(count=4), name="x", **TINY).status_code == 401
         for path in ("/finetune", "/finetune/x", "/finetune/x/events", "/finetune/x/log"):
             assert client.get(path).status_code == 401
