@@ -62,14 +62,6 @@ def test_engines_that_disagree_with_the_artifact_are_not_used(tmp_path: Path) ->
         opened(folder, tmp_path / "engines")
 
 
-def test_version_in_integers_may_be_rounded_otherwise(tmp_path: Path) -> None:
-    folder = artifacts.write(tmp_path, "cifar10", seed=1)
-    brought = probe.read(folder / probe.PROBE)
-    probe.write(folder / probe.PROBE, probe.Probe(brought.pictures, brought.probabilities + np.float32(0.02)))
-    manifest = artifact.read_manifest(folder).model_copy(update={"quantisation": {"weights": "int8"}})
-    assert Engines("auto", CPU, threads=1, max_batch=8).open(folder, manifest).curve.rate > 0
-
-
 def test_engine_that_is_wanted_is_used_though_it_disagrees(tmp_path: Path) -> None:
     folder = artifacts.write(tmp_path, "cifar10", seed=1)
     replace_probe(folder, 0.5)
