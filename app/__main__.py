@@ -15,7 +15,7 @@ import uvicorn
 from pydantic import ValidationError
 
 from app.connection import Connection
-from app.jobs import supervisor
+from app.jobs import supervisor, workflow
 from app.jobs.process import end_with_parent
 from app.jobs.worker import Worker
 from app.settings import Settings
@@ -97,6 +97,7 @@ def worker(
     logging.config.dictConfig(_LOGGING)
     if supervised:
         end_with_parent()
+        workflow.SUPERVISED.set()
     Worker(settings).run()
 
 

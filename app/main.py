@@ -1,6 +1,7 @@
 """The application: puts the parts together, starts them and shuts them down."""
 
 import asyncio
+import gc
 import logging
 import sys
 from collections.abc import AsyncIterator
@@ -50,6 +51,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         shares = machine.divide(settings.workers)
         # The threads that compute and decode get Python's lock from the event loop after this long, not after 5 ms.
         sys.setswitchinterval(_SWITCH_SECONDS)
+        # Looking for garbage among the three hundred thousand objects of imported libraries, which stay, would hold all
+        # requests up for a tenth of a second, again and again.
+        gc.freeze()
         engines = Engines(settings.engine, device, shares.engine, settings.max_batch, settings.data_dir / "engines")
         service = Service(
             settings,

@@ -47,6 +47,7 @@ class FinetuneJob:
         command: what the card says to repeat the run with.
         input_size: side of the network's square input, in pixels.
         base_data: the SOURCE that the base was trained on, to remind it of; None: the cache or what is stored with it.
+        unfinished: folder of the checkpoint until the run is done; None for that of runs on the command line.
     """
 
     base: str
@@ -63,6 +64,7 @@ class FinetuneJob:
     command: Sequence[str] = ()
     input_size: int | None = None
     base_data: str | None = None
+    unfinished: Path | None = None
 
 
 def finetune(job: FinetuneJob, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifest:
@@ -85,14 +87,14 @@ def finetune(job: FinetuneJob, sinks: Sequence[Sink] = (), resume: bool = False)
     head, choice = _fit_head(work, recipe, network)
     recipe = _with_flips(recipe, choice.mirrored)
     identity = _identity(work, recipe, dataset.sha256)
-    checkpoint = Checkpoint(run.runs_folder(job.models, job.name) / "checkpoint.pt", identity, resume)
+    written = run.Job(recipe, job.source, job.name, job.models, job.seed, job.device, job.command, job.unfinished)
+    checkpoint = Checkpoint(written.checkpoint, identity, resume)
     history = _unfreeze(work, recipe, network, head, checkpoint)
     network.cpu().eval().load_state_dict(run.stored(network, recipe.weights))
     metrics: dict[str, Any] = {"forgetting": _forgotten(work, network, memory)}
     if sum(map(len, dataset.splits.values())) < _FEW:
         metrics["cross_validation"] = choice.figures()
     origin = run.Origin(str(base), _record(plan, choice, history, memory), metrics)
-    written = run.Job(recipe, job.source, job.name, job.models, job.seed, job.device, job.command)
     named = dataclasses.replace(dataset, classes=plan.classes)
     manifest = run.write(written, named, parts, network, base.normalise, history, device, origin)
     checkpoint.path.unlink(missing_ok=True)

@@ -40,7 +40,10 @@ _LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "safetensors")
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is asked to do; `source` as on the command line, `device` one of auto, cpu, cuda."""
+    """What a run is asked to do; `source` as on the command line, `device` one of auto, cpu, cuda.
+
+    While it is unfinished its checkpoint lies in `unfinished`; None for the model's own `runs_folder`.
+    """
 
     recipe: Recipe
     source: str
@@ -49,6 +52,12 @@ class Job:
     seed: int = 0
     device: str = "auto"
     command: Sequence[str] = ()
+    unfinished: Path | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where an interrupted run goes on from."""
+        return (self.unfinished or runs_folder(self.models, self.name)) / "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Origin:
 
 
 def runs_folder(models: Path, name: str) -> Path:
-    """Where the checkpoint and the log of a model's unfinished run lie."""
+    """Where the checkpoint and the log of a run on the command line lie."""
     return models / ".runs" / name
 
 
@@ -92,7 +101,7 @@ def train(job: Job, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifes
             "data": dataset.sha256,
             "seed": job.seed,
         }
-        checkpoint = Checkpoint(runs_folder(job.models, job.name) / "checkpoint.pt", run, resume)
+        checkpoint = Checkpoint(job.checkpoint, run, resume)
         network, normalise = _start(recipe, parts, dataset.classes, job.seed)
         history = loop.train(
             network,

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +80,23 @@ def main() -> None:
 
 
 def _give_way() -> None:
-    """Leave the processors to whoever answers requests, and be the first to go when memory runs out."""
+    """Leave the processors to whoever answers requests, and be the first to go when memory runs out.
+
+    A thread that is scheduled as idle (sched(7)) is interrupted as soon as another wants its processor, where a nice
+    one would go on for milliseconds. Where sessions are scheduled as groups (autogroup) that holds within a session:
+    that of the service, or one of this process's own, which then is a nice one as a whole.
+    """
     os.nice(_NICE)
-    # Where sessions are scheduled as groups (sched(7), autogroup), a process's own niceness counts only among those of
-    # its session, and this one is the first of its own.
-    autogroup, oom = Path("/proc/self/autogroup"), Path("/proc/self/oom_score_adj")
-    for file, value in ((autogroup, _NICE), (oom, 1000)):
+    ways: list[Callable[[], object]] = [lambda: Path("/proc/self/oom_score_adj").write_text("1000")]
+    if hasattr(os, "SCHED_IDLE"):
+        ways.append(lambda: os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)))
+    if os.getsid(0) == os.getpid():
+        ways.append(lambda: Path("/proc/self/autogroup").write_text(str(_NICE)))
+    for way in ways:
         try:
-            file.write_text(str(value))
+            way()
         except OSError as error:
-            log.info("%s cannot be set to %d, so training may be in the way of other processes: %s", file, value, error)
+            log.info("Training may be in the way of other processes: %s", error)
 
 
 def _outcome(job: str, request: Request, settings: Settings) -> Outcome:
@@ -111,15 +119,14 @@ def _run(job: str, request: Request, settings: Settings) -> Outcome:
     folder = JobFolder(settings.data_dir, job)
     reporter = Reporter(folder)
     logging.getLogger("training").addHandler(reporter)
-    runs = run.runs_folder(settings.models_dir, request.name)
     # A process of an earlier attempt may still be on its way out, or somebody trains on the command line.
-    with lock.exclusive(runs, f"POST /finetune/{job}", wait=True):
+    with lock.exclusive(run.runs_folder(settings.models_dir, request.name), f"POST /finetune/{job}", wait=True):
         try:
             manifest = _train(job, request, settings, folder, reporter)
             reporter.finish()
             comparison = _compare(manifest, settings)
         finally:  # only a process that is killed leaves its checkpoint to the next attempt
-            shutil.rmtree(runs, ignore_errors=True)
+            shutil.rmtree(folder.unfinished, ignore_errors=True)
     metrics = {
         name: {key: value for key, value in figures.items() if key not in _LONG}
         if isinstance(figures, dict)
@@ -134,13 +141,14 @@ def _train(job: str, request: Request, settings: Settings, folder: JobFolder, re
     written = _written(settings.models_dir, request.name, " ".join(command))
     if written:
         return written  # the worker died between the writing and the recording of it
-    resume = _resumable(run.runs_folder(settings.models_dir, request.name), job)
+    resume = (folder.unfinished / "checkpoint.pt").exists()
     if resume:
         log.info("the run was interrupted and goes on from its last finished epoch")
     archive = str(folder.path / request.dataset)
     if request.recipe:
         chosen = recipe.load(request.recipe, _overrides(request))
-        scratch = run.Job(chosen, archive, request.name, settings.models_dir, request.seed, settings.device, command)
+        models, device = settings.models_dir, settings.device
+        scratch = run.Job(chosen, archive, request.name, models, request.seed, device, command, folder.unfinished)
         return run.train(scratch, [reporter], resume)
     assert request.start  # noqa: S101 (without a recipe, the service has found one)
     tuned = FinetuneJob(
@@ -156,6 +164,7 @@ def _train(job: str, request: Request, settings: Settings, folder: JobFolder, re
         seed=request.seed,
         device=settings.device,
         command=command,
+        unfinished=folder.unfinished,
     )
     return finetune(tuned, [reporter], resume)
 
@@ -167,17 +176,6 @@ def _written(models: Path, name: str, command: str) -> Manifest | None:
         if manifest.command == command:
             return manifest
     return None
-
-
-def _resumable(runs: Path, job: str) -> bool:
-    """Whether an earlier attempt of this job left a checkpoint; what other jobs left is removed."""
-    owner = runs / "job"
-    if owner.exists() and owner.read_text() == job:
-        return (runs / "checkpoint.pt").exists()
-    shutil.rmtree(runs, ignore_errors=True)
-    runs.mkdir(parents=True)
-    owner.write_text(job)
-    return False
 
 
 def _overrides(request: Request) -> list[str]:

@@ -14,6 +14,7 @@ from app.jobs.job import Progress
 log = logging.getLogger(__name__)
 
 _UPLOAD = ".upload-"
+_UNFINISHED = "unfinished"
 _ABANDONED_SECONDS = 24 * 3600  # an upload that is still incomplete by then was interrupted
 _FRESH_SECONDS = 600  # an archive may be in its folder before its job is in the queue
 
@@ -31,11 +32,13 @@ class JobFolder:
     Attributes:
         path: the folder.
         log: what the training process has written to its standard error.
+        unfinished: folder of what an interrupted training goes on from.
     """
 
     def __init__(self, data_dir: Path, job: str) -> None:
         self.path = _jobs(data_dir) / job
         self.log = self.path / "log.txt"
+        self.unfinished = self.path / _UNFINISHED
         self._state = self.path / "state.json"
 
     def read_state(self) -> State:
@@ -76,13 +79,16 @@ def find_dataset(data_dir: Path, sha256: str) -> Path | None:
 
 
 def prune(data_dir: Path, active: Collection[str], keep_bytes: int) -> None:
-    """Delete the oldest archives of ended jobs beyond `keep_bytes`, and interrupted uploads.
+    """Delete the oldest archives of ended jobs beyond `keep_bytes`, what killed ones left, and interrupted uploads.
 
     Args:
         active: the ids of the jobs that have not ended, whose archives are kept.
     """
     for folder in _jobs(data_dir).glob(f"{_UPLOAD}*"):
         if _age(folder) > _ABANDONED_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
+    for folder in _jobs(data_dir).glob(f"*/{_UNFINISHED}"):
+        if folder.parent.name not in active and _age(folder) > _FRESH_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
     kept = 0
     for archive in sorted(_jobs(data_dir).glob(f"*/{'[0-9a-f]' * 64}.*"), key=_age):

@@ -40,10 +40,16 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def run(job: str, request: Request, settings: Settings, cancelled: Callable[[], bool]) -> Outcome | None:
+def run(
+    job: str, request: Request, settings: Settings, cancelled: Callable[[], bool], *, supervised: bool
+) -> Outcome | None:
     """Run a job to its end in a process of its own; None if it was cancelled and is killed.
 
     In its own process, its memory comes back whatever happens, and running out of memory costs the job alone.
+
+    Args:
+        cancelled: asked again and again.
+        supervised: whether this worker is one of a service, and shares its session.
     """
     folder = JobFolder(settings.data_dir, job)
     with (
@@ -53,7 +59,8 @@ def run(job: str, request: Request, settings: Settings, cancelled: Callable[[], 
             stdin=subprocess.PIPE,  # see end_with_parent
             stdout=subprocess.PIPE,
             stderr=log,
-            start_new_session=True,
+            start_new_session=not supervised,  # see child.give_way
+            process_group=0 if supervised else None,
         ) as process,
     ):
         said: list[bytes] = []

@@ -67,6 +67,6 @@ class _Keeper:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "app", "worker", "--supervised"],
                 stdin=subprocess.PIPE,  # see process.end_with_parent
-                start_new_session=True,  # Ctrl-C is for the service, which then ends its workers
+                process_group=0,  # Ctrl-C is for the service, which then ends its workers
             )
             return self._process

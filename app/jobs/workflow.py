@@ -1,5 +1,6 @@
 """The workflow of one job: train, compare, promote. Each step's outcome is stored, so a restart goes on after it."""
 
+import threading
 from typing import Any
 
 from dbos import DBOS, error
@@ -13,6 +14,7 @@ from app.settings import Settings
 from training import artifact
 
 RUNNING: set[str] = set()  # the jobs that this process is busy with
+SUPERVISED = threading.Event()  # set if this process is a service's own worker
 
 
 @DBOS.workflow(name=WORKFLOW)
@@ -37,7 +39,9 @@ def train(job: str, request: dict[str, Any]) -> dict[str, Any]:
     Raises:
         JobFailedError: with what the user should know.
     """
-    outcome = process.run(job, Request.model_validate(request), Settings(), lambda: _cancelled(job))
+    outcome = process.run(
+        job, Request.model_validate(request), Settings(), lambda: _cancelled(job), supervised=SUPERVISED.is_set()
+    )
     if outcome is None:
         raise error.DBOSWorkflowCancelledError(f"{job} was cancelled")
     if outcome.failure:

@@ -31,6 +31,16 @@ def test_the_newest_archives_and_those_of_active_jobs_are_kept(tmp_path: Path) -
     assert find_dataset(tmp_path, "c" * 64) is None
 
 
+def test_what_a_killed_job_left_is_deleted_once_it_has_ended(tmp_path: Path) -> None:
+    ended, active = (JobFolder(tmp_path, job).unfinished for job in ("ended", "active"))
+    for folder in (ended, active):
+        folder.mkdir(parents=True)
+        (folder / "checkpoint.pt").write_bytes(b"epochs")
+        os.utime(folder, (time.time() - DAY,) * 2)
+    prune(tmp_path, {"active"}, keep_bytes=0)
+    assert (ended.exists(), active.exists()) == (False, True)
+
+
 def test_interrupted_uploads_are_deleted_the_day_after(tmp_path: Path) -> None:
     abandoned, running = new_upload(tmp_path), new_upload(tmp_path)
     os.utime(abandoned, (time.time() - DAY - 60,) * 2)
