@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Literal
 
 from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
@@ -43,7 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         training.errors.InputError: the device is not present.
     """
     settings = settings or Settings()
-    device = machine.choose_device(settings.device)
+    device = _device(settings.device)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
@@ -51,8 +52,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         shares = machine.divide(settings.workers)
         # The threads that compute and decode get Python's lock from the event loop after this long, not after 5 ms.
         sys.setswitchinterval(_SWITCH_SECONDS)
-        # Looking for garbage among the three hundred thousand objects of imported libraries, which stay, would hold all
-        # requests up for a tenth of a second, again and again.
+        # The 130,000 objects of imported libraries stay: to look for garbage among them, again and again, would hold all
+        # requests up for 25 ms each time, and for more with torch.
         gc.freeze()
         engines = Engines(settings.engine, device, shares.engine, settings.max_batch, settings.data_dir / "engines")
         service = Service(
@@ -122,6 +123,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(page.router)
     app.mount("/web", page.files)
     return app
+
+
+def _device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    if wanted == "cpu" or (wanted == "auto" and not machine.has_nvidia_driver()):
+        return "cpu"
+    # Only here: torch takes a second and 300 MB, and OpenVINO does without it.
+    from training.device import choose_device  # noqa: PLC0415
+
+    return "cpu" if choose_device(wanted).type == "cpu" else "cuda"
 
 
 def _max_memory(settings: Settings) -> float:

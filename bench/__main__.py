@@ -36,7 +36,7 @@ def main() -> None:
     if not shutil.which("wrk"):
         sys.exit("The load comes from wrk. Install it (Debian and Ubuntu: apt install wrk) and run again.")
     options.folder.mkdir(parents=True, exist_ok=True)
-    _say(f"Machine: {machine.describe(machine.choose_device('cpu'))}")
+    _say(f"Machine: {machine.describe()}")
     for recipe in options.recipe or ["resnet18", "resnet20"]:
         Bench(options, recipe).run()
 
@@ -119,8 +119,7 @@ class Bench:
 
     def _engine(self) -> Opened:
         shares = machine.divide()
-        device = machine.choose_device("cpu")
-        engines = Engines(self._options.engine, device, shares.engine, 64, self._folder / "data" / "engines")
+        engines = Engines(self._options.engine, "cpu", shares.engine, 64, self._folder / "data" / "engines")
         return engines.open(self._version, artifact.read_manifest(self._version))
 
     def _measure(self, opened: Opened) -> float:

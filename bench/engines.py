@@ -20,7 +20,7 @@ import numpy as np
 from app.serving import candidates
 from app.serving.candidates import Place
 from app.serving.engine import Kind
-from training import artifact, machine, probe, run
+from training import artifact, machine, probe
 
 _SIZES = (1, 8, 32)
 _PICTURES = 1000  # that each engine computes with each size
@@ -38,10 +38,10 @@ def main() -> None:
     batches: dict[str, Callable[[int], object]] = {}
     with tempfile.TemporaryDirectory() as cache:
         for version, kind in product(asked.versions, asked.engine or ("openvino-f32", "openvino-bf16")):
-            folder = artifact.folder(asked.models, *run.resolve(asked.models, version))
+            folder = artifact.folder(asked.models, *artifact.resolve(asked.models, version))
             batches[f"{version} {kind}"] = _opened(folder, kind, Path(tempfile.mkdtemp(dir=cache)))
         costs = [_costs(batches, size) for size in _SIZES]
-    sys.stdout.write(f"{machine.describe(machine.choose_device('cpu'))}; batches of {', '.join(map(str, _SIZES))}\n")
+    sys.stdout.write(f"{machine.describe()}; batches of {', '.join(map(str, _SIZES))}\n")
     for name in batches:
         sys.stdout.write(f"{name}: {', '.join(f'{1000 * cost[name]:.2f}' for cost in costs)} ms\n")
 

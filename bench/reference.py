@@ -91,8 +91,8 @@ class _Opened:
 
 
 def _open(folder: Path, settings: Settings) -> _Opened:
-    device, threads = machine.choose_device("cpu"), machine.divide().engine
-    engines = Engines(settings.engine, device, threads, settings.max_batch, settings.data_dir / "engines")
+    threads = machine.divide().engine
+    engines = Engines(settings.engine, "cpu", threads, settings.max_batch, settings.data_dir / "engines")
     manifest = artifact.verify(folder)
     opened = engines.open(folder, manifest)
     return _Opened(manifest, opened.engine, [size for size in opened.curve.seconds if size <= opened.curve.batch])

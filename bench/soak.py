@@ -273,7 +273,7 @@ async def _ask(connection: Connection, message: bytes) -> Answer:
 
 def _table(report: Report, broken: Sequence[str]) -> str:
     shown = {
-        "machine": machine.describe(machine.choose_device("cpu")),
+        "machine": machine.describe(),
         "requests": f"{report.requests:,} in {clock(report.seconds)}, {report.requests / report.seconds:,.0f} a second",
         "answers": ", ".join(f"{status}: {count:,}" for status, count in sorted(report.statuses.items())),
         "hung up": f"{report.hung_up:,}",

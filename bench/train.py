@@ -21,7 +21,7 @@ from statistics import mean, stdev
 
 from training import artifact, data, recipe, run
 from training.artifact import Manifest
-from training.machine import choose_device, describe
+from training.device import choose_device, describe
 from training.progress import clock
 
 RECIPES = {"cpu": ("cpu-quick", "cpu"), "cuda": ("sprint", "accurate", "resnet18", "wide")}

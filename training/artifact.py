@@ -126,6 +126,22 @@ def versions(models: Path, name: str) -> list[int]:
     return sorted(int(number) for number in found if re.fullmatch(r"[1-9]\d*", number))
 
 
+def resolve(models: Path, model: str) -> tuple[str, int]:
+    """Name and version that `name` or `name@version` stands for.
+
+    Raises:
+        InputError: there is no such model or version.
+    """
+    name, _, number = model.partition("@")
+    known = versions(models, check_name(name))
+    if not known:
+        raise InputError(f"There is no model {name!r} in {models}. There are: {', '.join(names(models)) or 'none'}.")
+    version = int(number) if number.isdecimal() else read_aliases(models, name).production
+    if version is None or version not in known or (number and not number.isdecimal()):
+        raise InputError(f"Model {name!r} has no version {number or 'in production'}; it has {known}.")
+    return name, version
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read a version's manifest; its files are not looked at.
 

@@ -38,7 +38,7 @@ class Base:
             InputError: there is no such model or version.
             ArtifactError: a file of it was changed after it was written.
         """
-        folder = artifact.folder(models, *run.resolve(models, model))
+        folder = artifact.folder(models, *artifact.resolve(models, model))
         manifest = artifact.verify(folder)
         if manifest.quantisation is not None and manifest.parent is not None:
             log.info("%s is in 8-bit integers: beginning with %s, which it was made from", model, manifest.parent)

@@ -18,10 +18,11 @@ from rich.table import Table
 from training import artifact, distributed, lock, pruning, quantisation, recipe, report, run, scoring
 from training import crossvalidate as cross_validation
 from training.artifact import Manifest
+from training.device import set_threads
 from training.errors import InputError, TrainingError
 from training.finetune import FinetuneJob
 from training.finetune import finetune as run_finetune
-from training.machine import keep_freed_memory, set_threads
+from training.machine import keep_freed_memory
 from training.progress import Bar, JsonLines, TensorBoard, clock
 from training.sink import Sink
 

@@ -10,8 +10,8 @@ import torch
 
 from training import data, run
 from training.data import Partition, Split
+from training.device import choose_device, tune_for_training
 from training.errors import InputError
-from training.machine import choose_device, tune_for_training
 from training.recipe import Recipe
 from training.sink import Epoch, Sink
 from training.split import duplicate_clusters, folds

@@ -15,10 +15,10 @@ from training.artifact import Manifest
 from training.base import Base
 from training.checkpoint import Checkpoint
 from training.data import Partition, Split
+from training.device import choose_device
 from training.errors import InputError, TrainingError
 from training.head import Choice, Examples, Scale, cross_validate, features, fit
 from training.layers import head_of
-from training.machine import choose_device
 from training.plan import VALIDATION, Plan, make_plan, make_recipe
 from training.recipe import Recipe
 from training.replay import Memory

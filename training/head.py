@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from training import evaluate
 from training.balance import picture_weights
+from training.device import one_thread
 from training.evaluate import Scores
 from training.layers import without_head
-from training.machine import one_thread
 from training.normalisation import Normalisation
 from training.split import folds
 

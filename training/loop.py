@@ -19,13 +19,14 @@ from training.augment import augmented, mixed
 from training.average import Average
 from training.balance import picture_weights
 from training.checkpoint import Checkpoint
+from training.convolution import small_maps
 from training.data import Partition, Split
+from training.device import fast_bfloat16
 from training.distributed import ALONE, Group
 from training.early_stopping import BestEpoch
 from training.errors import InputError, TrainingError
 from training.evaluate import Scores
 from training.layers import drop_gradients, freeze, train_mode
-from training.machine import fast_bfloat16
 from training.normalisation import Normalisation
 from training.optim import make_optimizers, rate
 from training.recipe import Freeze, Recipe
@@ -291,7 +292,7 @@ def _backward(parts: _Parts, whole: _Batch, generator: torch.Generator) -> tuple
     total_loss, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     for piece in whole.pieces(parts.group, recipe.accumulate):
         images = piece.images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, parts.precision, enabled=parts.precision != torch.float32):
+        with small_maps(device), torch.autocast(device.type, parts.precision, enabled=parts.precision != torch.float32):
             if parts.attack:
                 images = parts.attack(parts.network, images, piece.targets, parts.normalise, generator)
             logits = parts.forward(images).float()

@@ -1,4 +1,4 @@
-"""What the machine gives: processors, device, number format, memory allocator. Only this module sets them."""
+"""What the machine gives: processors, number format, memory and its allocator, all without torch."""
 
 import contextlib
 import ctypes
@@ -8,15 +8,9 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-
-import torch
-
-from training.errors import InputError, TrainingError
 
 log = logging.getLogger(__name__)
 
@@ -51,48 +45,26 @@ def _cgroup_quota(root: Path) -> float:
     return math.inf if quota.strip() in {"max", "-1"} else int(quota) / int(period)
 
 
-def set_threads(processes: int = 1, most: int = 0) -> int:
-    """Give torch this process's share of the processors, and say so in the log.
-
-    Args:
-        processes: how many processes share the processors.
-        most: never more than this; 0 for no such limit.
-
-    Returns:
-        The number of threads that one torch operation now uses.
-    """
-    available = processors()
-    threads = max(1, available // processes)
-    threads = min(threads, most or threads)
-    torch.set_num_threads(threads)
-    log.info("%d threads for torch: %d processors, shared by %d", threads, available, processes)
-    return threads
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use a single thread inside the block: for small matrices several ones mostly wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def divide(processes: int = 1) -> Shares:
-    """Divide this process's share of the processors among engine and decoding, size torch's pool, and log why.
+    """Divide this process's share of the processors among engine and decoding, and log why.
 
     Both get all of it: an engine computes at most one batch at a time and decoding waits while nothing was uploaded,
-    so a fixed division would leave processors idle. The event loop needs little and comes first in the kernel's
-    queue because it sleeps most of the time.
+    so a fixed division would leave processors idle. One thread more decodes, for what the others wait for Python's
+    lock. The event loop needs little and comes first in the kernel's queue because it sleeps most of the time.
 
     Args:
         processes: how many serving processes share the processors.
     """
-    threads = set_threads(processes)
-    log.info("%d threads compute, %d threads decode pictures", threads, threads)
-    return Shares(engine=threads, decode=threads)
+    available = processors()
+    threads = max(1, available // processes)
+    log.info(
+        "%d threads compute, %d decode pictures: %d processors, shared by %d",
+        threads,
+        threads + 1,
+        available,
+        processes,
+    )
+    return Shares(engine=threads, decode=threads + 1)
 
 
 def keep_freed_memory() -> None:
@@ -123,23 +95,6 @@ def _tell_malloc(options: Mapping[int, int]) -> None:
         libc.mallopt(name, value)
 
 
-@contextmanager
-def memory_errors(advice: str) -> Iterator[None]:
-    """Say that memory ran out, and what to do about it, where torch says so in ways of its own.
-
-    Raises:
-        TrainingError: memory ran out inside the block, on a device or on the host.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        # For a device torch has an exception of its own, for the host only this word in the message.
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not known and "DefaultCPUAllocator" not in str(error):
-            raise
-        raise TrainingError(f"Memory ran out. {advice} The last good checkpoint is kept.") from error
-
-
 def return_freed_memory() -> None:
     """Hand freed memory back to the kernel, which glibc otherwise keeps. Elsewhere than on glibc nothing is done."""
     gc.collect()
@@ -164,46 +119,26 @@ def memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return min(limits)
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
-
-    Raises:
-        InputError: the named device is unknown or not present.
-    """
-    if name not in {"auto", "cpu", "cuda"}:
-        raise InputError(f"Unknown device {name!r}. Use auto, cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("No CUDA device is usable here. Choose the device cpu, or auto to take what there is.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+def has_nvidia_driver() -> bool:
+    """Whether there may be a CUDA device, which only torch can tell for certain; `/dev/dxg` is WSL's."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
-def tune_for_training(device: torch.device) -> None:
-    """Let cuDNN measure its algorithms, as shapes hardly change in a run, and float32 products on CUDA use TF32."""
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
+def fast_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 matrices in hardware: over twice the float32 rate where measured."""
+    flags = _cpu_fact("flags") or _cpu_fact("Features")  # on x86, on ARM
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())
 
 
-@cache
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products run in hardware there: over twice the float32 rate where measured."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+def describe() -> str:
+    """Name the processors for a report: `2 x AMD EPYC`. No host name."""
+    return f"{processors()} x {_cpu_fact('model name') or platform.processor() or platform.machine()}"
 
 
-def describe(device: torch.device) -> str:
-    """Name the hardware for a report: `2 x AMD EPYC`, or `NVIDIA H200`. No host name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{processors()} x {_cpu_name()}"
-
-
-def _cpu_name() -> str:
+def _cpu_fact(name: str) -> str:
+    """What the kernel says of the first processor; empty if it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+        return ""
+    return next((value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == name), "")

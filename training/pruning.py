@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from training import loop, resnet, run
 from training.artifact import Manifest
 from training.base import Base
+from training.device import choose_device
 from training.errors import InputError
-from training.machine import choose_device
 from training.recipe import Recipe
 from training.resnet import BasicBlock, FastResNet, PadShortcut, ResNet
 from training.sink import Sink

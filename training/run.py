@@ -20,11 +20,11 @@ from training.adversarial import robust_accuracy, strong
 from training.artifact import Aliases, DataRecord, Manifest
 from training.calibration import Calibration
 from training.checkpoint import Checkpoint
+from training.device import choose_device, describe, memory_errors, tune_for_training
 from training.distillation import Teacher
 from training.distributed import ALONE, Group, group_of
 from training.errors import ArtifactError, InputError
 from training.estimate import run_seconds
-from training.machine import choose_device, describe, memory_errors, tune_for_training
 from training.normalisation import Normalisation
 from training.novelty import Neighbours
 from training.quantiser import quantised
@@ -182,7 +182,7 @@ def _teacher(
     settings = recipe.distillation
     if settings is None:
         return None
-    folder = artifact.folder(models, *resolve(models, settings.teacher))
+    folder = artifact.folder(models, *artifact.resolve(models, settings.teacher))
     manifest = artifact.verify(folder)
     if manifest.classes != classes:
         raise InputError(
@@ -409,21 +409,3 @@ def _robustness(network: nn.Module, normalise: Normalisation, parts: data.Partit
     attack = strong(recipe.adversarial.radius)
     accuracy = robust_accuracy(network, normalise, parts.test, attack, seed=0)
     return {"robustness": {"attack": asdict(attack), "accuracy": accuracy, "count": len(parts.test)}}
-
-
-def resolve(models: Path, model: str) -> tuple[str, int]:
-    """Name and version that `name` or `name@version` stands for.
-
-    Raises:
-        InputError: there is no such model or version.
-    """
-    name, _, number = model.partition("@")
-    known = artifact.versions(models, artifact.check_name(name))
-    if not known:
-        raise InputError(
-            f"There is no model {name!r} in {models}. There are: {', '.join(artifact.names(models)) or 'none'}."
-        )
-    version = int(number) if number.isdecimal() else artifact.read_aliases(models, name).production
-    if version is None or version not in known or (number and not number.isdecimal()):
-        raise InputError(f"Model {name!r} has no version {number or 'in production'}; it has {known}.")
-    return name, version

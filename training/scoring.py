@@ -36,7 +36,7 @@ def score(
         InputError: no such model or split, or classes that the model does not know.
         ArtifactError: the artifact does not verify.
     """
-    name, version = run.resolve(models, model)
+    name, version = artifact.resolve(models, model)
     folder = artifact.folder(models, name, version)
     manifest = artifact.verify(folder)
     dataset = data.load(source, manifest.input_size, least_classes=1)

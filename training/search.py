@@ -12,8 +12,8 @@ from typing import Any
 import optuna
 
 from training import data, recipe, run
+from training.device import choose_device, tune_for_training
 from training.errors import InputError, TrainingError
-from training.machine import choose_device, tune_for_training
 from training.sink import Epoch, Step
 
 log = logging.getLogger(__name__)

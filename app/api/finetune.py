@@ -18,7 +18,7 @@ from app.jobs.job import Form, Job
 from app.jobs.job import Request as JobRequest
 from app.registry import PREFERRED
 from app.service import Service, ServiceDep
-from training import artifact, recipe, run, screening
+from training import artifact, recipe, screening
 from training.errors import InputError
 
 router = APIRouter(prefix="/finetune", tags=["finetune"])
@@ -176,7 +176,7 @@ def _start(service: Service, form: Form) -> str | None:
             raise InvalidRequestError(f"There is no recipe {form.recipe!r}. Recipes: {', '.join(recipe.names())}.")
         return None
     try:
-        name, version = run.resolve(service.settings.models_dir, form.base or _default_base(service, form.name))
+        name, version = artifact.resolve(service.settings.models_dir, form.base or _default_base(service, form.name))
     except InputError as error:
         raise InvalidRequestError(str(error)) from error
     return f"{name}@{version}"

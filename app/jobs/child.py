@@ -14,7 +14,7 @@ from app.jobs.folder import JobFolder, find_dataset
 from app.jobs.job import Failure, Request
 from app.jobs.process import Outcome, end_with_parent
 from app.settings import Settings
-from training import artifact, compare, lock, machine, recipe, run
+from training import artifact, compare, device, lock, machine, recipe, run
 from training.artifact import Manifest
 from training.errors import InputError, TrainingError
 from training.finetune import FinetuneJob, finetune
@@ -115,7 +115,7 @@ def _outcome(job: str, request: Request, settings: Settings) -> Outcome:
 
 def _run(job: str, request: Request, settings: Settings) -> Outcome:
     machine.keep_freed_memory()
-    machine.set_threads(most=settings.finetune_threads)
+    device.set_threads(most=settings.finetune_threads)
     folder = JobFolder(settings.data_dir, job)
     reporter = Reporter(folder)
     logging.getLogger("training").addHandler(reporter)
@@ -147,8 +147,8 @@ def _train(job: str, request: Request, settings: Settings, folder: JobFolder, re
     archive = str(folder.path / request.dataset)
     if request.recipe:
         chosen = recipe.load(request.recipe, _overrides(request))
-        models, device = settings.models_dir, settings.device
-        scratch = run.Job(chosen, archive, request.name, models, request.seed, device, command, folder.unfinished)
+        models, where = settings.models_dir, settings.device
+        scratch = run.Job(chosen, archive, request.name, models, request.seed, where, command, folder.unfinished)
         return run.train(scratch, [reporter], resume)
     assert request.start  # noqa: S101 (without a recipe, the service has found one)
     tuned = FinetuneJob(

@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from app.serving import openvino
 from app.serving.engine import Engine, Kind
 from app.serving.openvino import OpenVinoEngine
-from app.serving.torchscript import TorchScriptEngine
 from training import machine, probe
 from training.artifact import SCRIPT, Manifest
 from training.errors import ArtifactError
@@ -40,7 +38,7 @@ def possible(device: Literal["cpu", "cuda"]) -> tuple[Kind, ...]:
     """
     if device == "cuda":
         return ("torchscript-f16", "torchscript-f32")
-    half = machine.fast_bfloat16(torch.device("cpu"))
+    half = machine.fast_bfloat16()
     kinds: tuple[tuple[Kind, bool], ...] = (
         ("openvino-bf16", half and openvino.available()),
         ("openvino-f32", openvino.available()),
@@ -83,6 +81,20 @@ def make(kind: Kind, folder: Path, manifest: Manifest, place: Place) -> Engine:
             return OpenVinoEngine(_converted("f32", place), manifest, "f32", place.threads, place.instances)
         case "openvino-int8":
             return OpenVinoEngine(_integers(manifest, place), manifest, "int8", place.threads, place.instances)
+    return _torchscript(kind, folder, manifest, place)
+
+
+def _torchscript(
+    kind: Literal["torchscript-bf16", "torchscript-f16", "torchscript-f32"],
+    folder: Path,
+    manifest: Manifest,
+    place: Place,
+) -> Engine:
+    # Only here: torch takes a second and 300 MB, and OpenVINO does without it.
+    import torch  # noqa: PLC0415
+
+    from app.serving.torchscript import TorchScriptEngine  # noqa: PLC0415
+
     torch.set_num_threads(place.threads)
     device = torch.device(place.device)
     match kind:

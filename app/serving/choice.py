@@ -15,7 +15,6 @@ from pathlib import Path
 from threading import Timer
 from typing import Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.serving import candidates, tryout
@@ -78,14 +77,14 @@ class Engines:
     def __init__(
         self,
         wanted: Kind | Literal["auto"],
-        device: torch.device,
+        device: Literal["cpu", "cuda"],
         threads: int,
         max_batch: int,
         cache: Path | None = None,
         instances: int = 1,
     ) -> None:
         self._wanted = wanted
-        self._device: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
+        self._device: Literal["cpu", "cuda"] = device
         self._threads = threads
         self._max_batch = max_batch
         self._cache = cache
@@ -153,7 +152,7 @@ class Engines:
         key = {
             "format": _FORMAT,
             "script": manifest.files[SCRIPT].sha256,
-            "machine": machine.describe(torch.device(self._device)),
+            "machine": _describe(self._device),
             "libraries": {name: _installed(name) for name in _LIBRARIES},
             "wanted": self._wanted,
             "threads": self._threads,
@@ -283,6 +282,14 @@ def _remember(cache: Path, choice: Choice) -> None:
     partial = cache / "choice.partial"
     partial.write_text(choice.model_dump_json(indent=1))
     partial.replace(cache / "choice.json")
+
+
+def _describe(device: Literal["cpu", "cuda"]) -> str:
+    if device == "cpu":
+        return machine.describe()
+    import torch  # noqa: PLC0415 (which a service without CUDA does without)
+
+    return torch.cuda.get_device_name()
 
 
 def _installed(name: str) -> str:

@@ -11,10 +11,8 @@ from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from app.serving.engine import Pixels, Probabilities, check_shape
-from training import export
 from training.artifact import Manifest
 from training.errors import ArtifactError
 
@@ -65,7 +63,8 @@ class OpenVinoEngine:
 
     def warm_up(self, max_batch: int) -> None:
         # Code is generated for each batch size when it is first seen, which takes longer than the batch itself.
-        for batch in range(1, max_batch + 1):
+        # From the largest down, so that no buffer is ever replaced by a larger one.
+        for batch in range(max_batch, 0, -1):
             check_shape(self, batch, self._manifest.input_size, len(self._manifest.classes))
 
     def predict(self, pictures: Pixels) -> Probabilities:
@@ -88,6 +87,10 @@ def convert(script: Path, size: int, target: Path) -> None:
         ArtifactError: OpenVINO cannot convert it.
     """
     openvino = _import()
+    import torch  # noqa: PLC0415 (not wanted in the service, where what was converted before is only loaded)
+
+    from training import export  # noqa: PLC0415
+
     network = export.load_script(script, torch.device("cpu"))
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     try:

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def opened(folder: Path, cache: Path | None, wanted: Kind | str = "auto") -> Opened:
-    engines = Engines(wanted, CPU, threads=1, max_batch=8, cache=cache)  # type: ignore[arg-type]
+    engines = Engines(wanted, "cpu", threads=1, max_batch=8, cache=cache)  # type: ignore[arg-type]
     return engines.open(folder, artifact.read_manifest(folder))
 
 

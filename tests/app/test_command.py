@@ -102,4 +102,4 @@ def test_workers_share_the_port(models: Path) -> None:
         assert [answer.status_code for answer in answers] == [200] * 8
         assert server.stop() == 0
     assert not any("POST /predict" in line for line in server.log)
-    assert sum("threads for torch" in line and "shared by 2" in line for line in server.log) == 2
+    assert sum("threads compute" in line and "shared by 2" in line for line in server.log) == 2

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
 
 from app.loader import Loader
 from app.serving.choice import Engines
@@ -31,7 +30,7 @@ def drive(models: Path, max_memory: float, scenario: Callable[[Loader], Awaitabl
     """Run a scenario with a loader that is closed at its end."""
 
     async def run() -> None:
-        loader = Loader(models, Engines("torchscript-f32", torch.device("cpu"), 1, 4), max_memory, 3600)
+        loader = Loader(models, Engines("torchscript-f32", "cpu", 1, 4), max_memory, 3600)
         try:
             await scenario(loader)
         finally:

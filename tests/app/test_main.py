@@ -1,5 +1,7 @@
-"""The application as a whole: its OpenAPI document."""
+"""The application as a whole: what it imports, and its OpenAPI document."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,8 @@ def test_answers_are_documented(document: dict[str, Any]) -> None:
 def test_json_body_is_documented(document: dict[str, Any]) -> None:
     content = document["paths"]["/models/{name}/promote"]["post"]["requestBody"]["content"]
     assert content["application/json"]["schema"]["required"] == ["version"]
+
+
+def test_the_application_is_made_without_torch() -> None:
+    code = "import sys, app.main; app.main._device('cpu'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from app.errors import ModelUnavailableError, NotReadyError, UnknownModelError, UnusableVersionError
 from app.registry import Registry
@@ -27,7 +26,7 @@ def drive(
     """Run a scenario with a registry that has loaded its models."""
 
     async def run() -> None:
-        engines = Engines("torchscript-f32", torch.device("cpu"), 1, 4)
+        engines = Engines("torchscript-f32", "cpu", 1, 4)
         registry = Registry(models, default, engines, retry_seconds=retry_seconds)
         try:
             if load:

@@ -9,12 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from training import machine
-from training.errors import InputError
 
-CPU = torch.device("cpu")
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 
@@ -31,7 +28,7 @@ def test_processors_are_those_that_there_are(every_processor: None) -> None:
 @needs_affinity
 def test_affinity_limits_the_processors() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from training import machine; "
-    assert run(code + "print(machine.processors(), machine.set_threads())") == "1 1"
+    assert run(code + "print(machine.processors(), machine.divide())") == "1 Shares(engine=1, decode=2)"
 
 
 @pytest.mark.parametrize(
@@ -57,19 +54,6 @@ def test_cgroup_quota_limits_the_processors(
     assert machine.processors(tmp_path) == min(unlimited, quota)
 
 
-def test_threads_are_shared_among_processes(every_processor: None, caplog: pytest.LogCaptureFixture) -> None:
-    before = torch.get_num_threads()
-    try:
-        with caplog.at_level("INFO"):
-            assert machine.set_threads(processes=1) == torch.get_num_threads() == machine.processors()
-            assert machine.set_threads(processes=10_000) == torch.get_num_threads() == 1
-            assert machine.set_threads(most=1) == torch.get_num_threads() == 1
-            assert machine.set_threads(most=10_000) == torch.get_num_threads() == machine.processors()
-    finally:
-        torch.set_num_threads(before)
-    assert caplog.messages[1] == f"1 threads for torch: {machine.processors()} processors, shared by 10000"
-
-
 @needs_glibc
 def test_freed_memory_is_kept() -> None:
     code = """
@@ -89,30 +73,14 @@ print((high - resident()) // 1_000_000)
     assert kept <= 10
 
 
-@pytest.mark.parametrize("name", ["auto", "cpu", "cuda"])
-def test_device(name: str) -> None:
-    if name == "cuda" and not torch.cuda.is_available():
-        with pytest.raises(InputError, match=r"No CUDA device is usable here\. Choose the device cpu"):
-            machine.choose_device(name)
-    else:
-        expected = "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
-        assert machine.choose_device(name) == torch.device(expected)
-
-
-@pytest.mark.parametrize("name", ["gpu", "", "CPU", "cuda:7"])
-def test_unknown_device(name: str) -> None:
-    with pytest.raises(InputError, match=r"Unknown device .*Use auto, cpu or cuda\."):
-        machine.choose_device(name)
-
-
-@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="needs Linux on x86-64")
-def test_bfloat16_is_fast_where_the_processor_has_instructions_for_it() -> None:
-    flags = set(re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0].split())
-    assert machine.fast_bfloat16(CPU) == bool(flags & {"avx512_bf16", "amx_bf16"})
+def test_processors_are_divided_among_processes(every_processor: None) -> None:
+    own = machine.processors()
+    assert machine.divide() == machine.Shares(engine=own, decode=own + 1)
+    assert machine.divide(10_000) == machine.Shares(engine=1, decode=2)
 
 
 def test_description_names_the_processor_and_no_host() -> None:
-    found = machine.describe(CPU)
+    found = machine.describe()
     assert re.fullmatch(rf"{machine.processors()} x \S.*", found)
     assert platform.node() not in found
 
