@@ -52,8 +52,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         shares = machine.divide(settings.workers)
         # The threads that compute and decode get Python's lock from the event loop after this long, not after 5 ms.
         sys.setswitchinterval(_SWITCH_SECONDS)
-        # The 130,000 objects of imported libraries stay: to look for garbage among them, again and again, would hold all
-        # requests up for 25 ms each time, and for more with torch.
+        # The 130,000 objects of imported libraries stay. To look for garbage among them would hold all requests up, for
+        # 25 ms each time, and for more with torch.
         gc.freeze()
         engines = Engines(settings.engine, device, shares.engine, settings.max_batch, settings.data_dir / "engines")
         service = Service(
