@@ -1,4 +1,4 @@
-"""Micro-batching without a timer: an idle engine takes what waits at once; while it is busy the next batch gathers."""
+"""Micro-batching without a timer: an idle engine takes what has arrived; while it is busy the next batch gathers."""
 
 import asyncio
 import logging
@@ -40,10 +40,11 @@ class Batcher:
     """Gathers the pictures of many callers into batches, and gives each caller the row of its own picture.
 
     Belongs to the event loop in which it is made. The engine's threads take their batches themselves, so that a busy
-    event loop keeps no engine waiting. A batch holds at most the size at which the cost curve is flat, and several
-    idle instances divide what waits among them. A caller that is cancelled before its picture is in a batch, or whose
-    deadline cannot be met any more, costs no computation. A batch that fails is halved until the picture that made it
-    fail is alone; the others get their answers.
+    event loop keeps no engine waiting; only a batch so small that its pictures cost over twice what they do in the best
+    one is put off until the event loop has looked at all that has arrived. A batch holds at most the size at which the
+    cost curve is flat, and several idle instances divide what waits among them. A caller that is cancelled before its
+    picture is in a batch, or whose deadline cannot be met any more, costs no computation. A batch that fails is halved
+    until the picture that made it fail is alone; the others get their answers.
 
     Args:
         engine: loaded and warmed up.
@@ -74,6 +75,8 @@ class Batcher:
         self._awake = 0  # instances that compute, or are about to look for work
         self._computing = 0
         self._lock = Lock()  # guards both together with what waits
+        self._worthwhile = curve.worthwhile
+        self._waking = False  # whether the event loop is about to call `_wake`
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -81,7 +84,7 @@ class Batcher:
     @property
     def busy(self) -> bool:
         """Whether pictures are being computed, or wait for it."""
-        return self._awake > 0
+        return not self._idle.is_set()
 
     async def predict(self, pixels: Pixels, timing: Timing | None = None, deadline: float = math.inf) -> Probabilities:
         """Probabilities float32 [classes] of one picture uint8 [3, size, size].
@@ -99,13 +102,16 @@ class Batcher:
         if self._closing:
             raise ClosingError(_CLOSED, 1)
         request = _Request(pixels, self._loop.create_future(), deadline, timing or Timing(), perf_counter())
+        self._idle.clear()
         with self._lock:
             self._waiting.append(request)
-            idle = self._awake < self._instances
-            self._awake += idle
-        if idle:
-            self._idle.clear()
+            start = self._awake < self._instances and len(self._waiting) >= self._worthwhile
+            self._awake += start
+        if start:
             self._executor.submit(self._work)
+        elif not self._waking and self._awake < self._instances:
+            self._waking = True
+            self._loop.call_soon(self._wake)
         return await request.answer
 
     async def close(self) -> None:
@@ -114,7 +120,7 @@ class Batcher:
         await self._idle.wait()
 
     def _work(self) -> None:
-        """Compute one batch, then go behind whatever else waits for this executor."""
+        """Compute one batch, then go behind whatever else waits for this executor, or wait for more pictures."""
         with self._lock:
             batch, late = self._take()
             if batch:
@@ -124,7 +130,7 @@ class Batcher:
         if late:
             self._loop.call_soon_threadsafe(_settle, late, [DeadlineError() for _ in late])
         if not batch:
-            self._loop.call_soon_threadsafe(self._rest)
+            self._loop.call_soon_threadsafe(self._wake)
             return
         try:
             outcomes = self._compute(batch)
@@ -132,11 +138,26 @@ class Batcher:
             log.critical("The engine ended its thread", exc_info=error)
             self._loop.call_soon_threadsafe(self._die, batch)
             return
-        finally:
-            with self._lock:
-                self._computing -= 1
+        with self._lock:
+            self._computing -= 1
+            more = len(self._waiting) >= self._worthwhile
+            self._awake -= not more
         self._loop.call_soon_threadsafe(_settle, batch, outcomes)
-        self._executor.submit(self._work)
+        if more:
+            self._executor.submit(self._work)
+        else:
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        """Let idle instances begin with what waits, however little it is."""
+        self._waking = False
+        with self._lock:
+            starting = min(len(self._waiting), self._instances - self._awake)
+            self._awake += starting
+        for _ in range(starting):
+            self._executor.submit(self._work)
+        if not self._awake:
+            self._idle.set()
 
     def _take(self) -> tuple[list[_Request], list[_Request]]:
         """The next batch, and the requests before it whose deadlines cannot be met."""
@@ -183,18 +204,16 @@ class Batcher:
         self._observe(len(batch), took)
         return rows
 
-    def _rest(self) -> None:
-        if not self._awake:
-            self._idle.set()
-
     def _die(self, batch: Sequence[_Request]) -> None:
         self._closing = True
         with self._lock:
+            self._computing -= 1
             self._awake -= 1
             lost = [*batch, *self._waiting]
             self._waiting.clear()
         _settle(lost, [ClosingError(_CLOSED, 1) for _ in lost])
-        self._rest()
+        if not self._awake:
+            self._idle.set()
 
 
 def _settle(batch: Sequence[_Request], outcomes: Sequence[Outcome]) -> None:

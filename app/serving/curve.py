@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 # A batch size that reaches this share of the highest rate is as good: more pictures would only wait for each other.
 _ENOUGH = 0.97
+_DEAR = 2
 _LEAST_RUNS, _MOST_RUNS = 3, 10
 _SECONDS = 0.05  # for runs above the least
 
@@ -25,6 +26,11 @@ class Curve:
     def batch(self) -> int:
         """The smallest batch that is computed at nearly the highest rate."""
         return min(size for size, seconds in self.seconds.items() if size / seconds >= _ENOUGH * self.rate)
+
+    @property
+    def worthwhile(self) -> int:
+        """The smallest batch whose pictures cost at most twice as much as in the best one."""
+        return min(size for size, seconds in self.seconds.items() if _DEAR * size / seconds >= self.rate)
 
     def estimate(self, size: int) -> float:
         """Seconds that a batch of `size` pictures takes: those of the next larger one that was measured."""

@@ -126,6 +126,16 @@ def test_everybody_gets_the_own_answer_once(
             assert identity in computed
 
 
+def test_what_arrives_together_is_computed_together() -> None:
+    engine = FakeEngine()
+
+    async def scenario(batcher: Batcher) -> None:
+        await asyncio.gather(*(ask(batcher, identity) for identity in range(5)))
+
+    drive(engine, 64, scenario)
+    assert engine.batches == [[0, 1, 2, 3, 4]]
+
+
 moves = st.lists(
     st.one_of(
         st.tuples(st.just("ask"), st.one_of(st.just(math.inf), st.floats(0, 30))),  # for an answer within so long

@@ -21,6 +21,14 @@ def test_smallest_batch_at_nearly_the_highest_rate(seconds: dict[int, float], ba
     assert Curve(seconds).rate == pytest.approx(rate)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "size"),
+    [({1: 1.0}, 1), ({1: 1.0, 2: 1.0}, 1), ({1: 1.0, 2: 1.0, 4: 1.0}, 2), ({1: 1.0, 2: 1.0, 4: 4.0}, 1)],
+)
+def test_smallest_batch_at_half_the_highest_rate_is_worthwhile(seconds: dict[int, float], size: int) -> None:
+    assert Curve(seconds).worthwhile == size
+
+
 @pytest.mark.parametrize(("size", "seconds"), [(1, 1), (2, 3), (3, 4), (4, 4), (8, 8)])
 def test_estimate_is_that_of_the_next_larger_batch(size: int, seconds: float) -> None:
     assert Curve({1: 1, 2: 3, 4: 4}).estimate(size) == seconds
