@@ -91,6 +91,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             service.jobs.close()
             if service.recorder:
                 service.recorder.close()
+            for handler in logging.getLogger("uvicorn.access").handlers:
+                handler.flush()  # a worker process is ended by the signal that stops it
 
     app = FastAPI(
         title="Refit",

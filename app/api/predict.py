@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
@@ -30,7 +30,7 @@ from training.picture import MEDIA_TYPES
 _DEADLINE = "X-Request-Timeout-Ms"
 
 
-class Asked(BaseModel):
+class Asked(BaseModel, frozen=True):
     """What a request says beside its pictures."""
 
     model: str | None = Field(None, description="Name of the model; the default one if left out.")
@@ -156,9 +156,8 @@ async def _predict(request: Request) -> Response:
     return Response(orjson.dumps(answer), media_type="application/json")
 
 
+@lru_cache(maxsize=256)  # clients ask the same again and again
 def _read_query(query: bytes) -> Asked:
-    if not query:
-        return _NOTHING_ASKED
     try:
         return Asked.model_validate(dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)))
     except ValidationError as error:
@@ -224,6 +223,3 @@ def _entry(served: Served, upload: Upload, outcome: Probabilities | BaseExceptio
     best = np.argsort(-outcome, kind="stable")[:top_k].tolist()
     top = [{"label": classes[index], "probability": float(outcome[index])} for index in best]
     return {"filename": upload.filename, **top[0], "top": top}
-
-
-_NOTHING_ASKED = Asked()
