@@ -120,6 +120,8 @@ def test_processes_are_measured_together(models: Path) -> None:
         serve(models, "--workers", "2") as server,
         httpx.Client(base_url=server.url, timeout=60, limits=one_request_each) as client,
     ):
+        while serving(server) < 2:  # the first of them answers while the second still loads
+            time.sleep(0.1)
         for _ in range(40):
             client.post("/predict", files={"file": png(1)})
         samples = scrape(client)
