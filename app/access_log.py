@@ -18,13 +18,18 @@ class AccessLog(logging.StreamHandler):  # type: ignore[type-arg]  # it is gener
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._lines.append(self.format(record) + self.terminator)
-            if len(self._lines) == 1:
-                asyncio.get_running_loop().call_later(_SECONDS, self.flush)
-        except RuntimeError:  # no loop runs in this thread
-            self.flush()
+            line = self.format(record) + self.terminator
         except Exception:  # as the handlers of the library do: a log never ends what is logged
             self.handleError(record)
+            return
+        self._lines.append(line)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # none runs in this thread
+            self.flush()
+            return
+        if len(self._lines) == 1:
+            loop.call_later(_SECONDS, self.flush)
 
     def flush(self) -> None:
         """Write what waits; called at the end of the process too."""

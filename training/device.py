@@ -56,11 +56,10 @@ def set_threads(processes: int = 1, most: int = 0) -> int:
     Returns:
         The number of threads that one torch operation now uses.
     """
-    available = machine.processors()
-    threads = max(1, available // processes)
+    threads = machine.share(processes)
     threads = min(threads, most or threads)
     torch.set_num_threads(threads)
-    log.info("%d threads for torch: %d processors, shared by %d", threads, available, processes)
+    log.info("%d threads for torch: %d processors, shared by %d", threads, machine.processors(), processes)
     return threads
 
 

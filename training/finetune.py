@@ -47,7 +47,7 @@ class FinetuneJob:
         command: what the card says to repeat the run with.
         input_size: side of the network's square input, in pixels.
         base_data: the SOURCE that the base was trained on, to remind it of; None: the cache or what is stored with it.
-        unfinished: folder of the checkpoint until the run is done; None for that of runs on the command line.
+        unfinished: file of the checkpoint until the run is done; None for that of runs on the command line.
     """
 
     base: str

@@ -292,10 +292,11 @@ def _backward(parts: _Parts, whole: _Batch, generator: torch.Generator) -> tuple
     total_loss, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     for piece in whole.pieces(parts.group, recipe.accumulate):
         images = piece.images.contiguous(memory_format=torch.channels_last)
-        with small_maps(device), torch.autocast(device.type, parts.precision, enabled=parts.precision != torch.float32):
+        with torch.autocast(device.type, parts.precision, enabled=parts.precision != torch.float32):
             if parts.attack:
                 images = parts.attack(parts.network, images, piece.targets, parts.normalise, generator)
-            logits = parts.forward(images).float()
+            with small_maps(device):  # not the attack, which asks for no gradient of the weights
+                logits = parts.forward(images).float()
         loss = _loss(logits, piece.targets, piece.weights, recipe.label_smoothing)
         if parts.penalty:
             loss = loss + parts.penalty(images, logits)

@@ -45,6 +45,11 @@ def _cgroup_quota(root: Path) -> float:
     return math.inf if quota.strip() in {"max", "-1"} else int(quota) / int(period)
 
 
+def share(processes: int) -> int:
+    """Processors for each of several processes that share them; at least one."""
+    return max(1, processors() // processes)
+
+
 def divide(processes: int = 1) -> Shares:
     """Divide this process's share of the processors among engine and decoding, and log why.
 
@@ -55,13 +60,12 @@ def divide(processes: int = 1) -> Shares:
     Args:
         processes: how many serving processes share the processors.
     """
-    available = processors()
-    threads = max(1, available // processes)
+    threads = share(processes)
     log.info(
         "%d threads compute, %d decode pictures: %d processors, shared by %d",
         threads,
         threads + 1,
-        available,
+        processors(),
         processes,
     )
     return Shares(engine=threads, decode=threads + 1)

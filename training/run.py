@@ -42,7 +42,7 @@ _LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "safetensors")
 class Job:
     """What a run is asked to do; `source` as on the command line, `device` one of auto, cpu, cuda.
 
-    While it is unfinished its checkpoint lies in `unfinished`; None for the model's own `runs_folder`.
+    Its checkpoint is the file `unfinished` until it is done; None for one in the model's `runs_folder`.
     """
 
     recipe: Recipe
@@ -57,7 +57,7 @@ class Job:
     @property
     def checkpoint(self) -> Path:
         """Where an interrupted run goes on from."""
-        return (self.unfinished or runs_folder(self.models, self.name)) / "checkpoint.pt"
+        return self.unfinished or runs_folder(self.models, self.name) / "checkpoint.pt"
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field, ValidationError
@@ -39,23 +39,34 @@ class Asked(BaseModel, frozen=True):
 
 
 class _Route(APIRoute):
-    """A route whose endpoint takes the request and reads it itself; its parameters only describe it in OpenAPI.
+    """A route whose endpoint takes the request, reads it itself and makes the answer.
 
     Dependencies, validation of the answer and its serialisation by FastAPI take longer than all else that is done for
     a small picture beside the network itself.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        async def handle(request: Request) -> Response:
-            return await _predict(request)
-
-        return handle
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint
 
 
 router = APIRouter(tags=["predict"], route_class=_Route)
 
 _BINARY = {"type": "string", "format": "binary"}
-_BODY: dict[str, Any] = {
+_DESCRIPTION: dict[str, Any] = {
+    "parameters": [
+        {"name": name, "in": "query", "required": False, "description": schema["description"], "schema": schema}
+        for name, schema in Asked.model_json_schema()["properties"].items()
+    ]
+    + [
+        {
+            "name": _DEADLINE,
+            "in": "header",
+            "required": False,
+            "description": "Milliseconds after which the answer is of no use.",
+            "schema": {"type": "number", "exclusiveMinimum": 0},
+        }
+    ],
     "requestBody": {
         "required": True,
         "content": {
@@ -75,7 +86,7 @@ _BODY: dict[str, Any] = {
             }
         }
         | {media_type: {"schema": _BINARY} for media_type in MEDIA_TYPES.values()},
-    }
+    },
 }
 
 
@@ -120,23 +131,14 @@ class Predictions(BaseModel):
     summary="Classify pictures",
     response_model=Predictions,
     responses=documented(404, 413, 415, 422, 429, 500, 503, 504),
-    openapi_extra=_BODY,
+    openapi_extra=_DESCRIPTION,
 )
-async def predict(
-    asked: Annotated[Asked, Query()],
-    timeout_ms: Annotated[
-        float | None, Header(alias=_DEADLINE, gt=0, description="Milliseconds after which the answer is of no use.")
-    ] = None,
-) -> Response:
+async def predict(request: Request) -> Response:
     """Send one picture or several as a multipart form (field `file`, repeated), or one picture as the body itself.
 
     JPEG, PNG, WebP, GIF (its first frame) and BMP are read. In a batch, a picture that cannot be read costs only its
     own entry, which carries `error` instead of `label`; alone, it is the answer's status.
     """
-    raise NotImplementedError(f"{_Route.__name__} answers in place of this: {asked}, {timeout_ms}")
-
-
-async def _predict(request: Request) -> Response:
     asked = _read_query(request.scope["query_string"])
     deadline = _read_deadline(request)
     service: Service = request.app.state.service

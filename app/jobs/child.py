@@ -126,7 +126,7 @@ def _run(job: str, request: Request, settings: Settings) -> Outcome:
             reporter.finish()
             comparison = _compare(manifest, settings)
         finally:  # only a process that is killed leaves its checkpoint to the next attempt
-            shutil.rmtree(folder.unfinished, ignore_errors=True)
+            shutil.rmtree(folder.checkpoint.parent, ignore_errors=True)
     metrics = {
         name: {key: value for key, value in figures.items() if key not in _LONG}
         if isinstance(figures, dict)
@@ -141,14 +141,14 @@ def _train(job: str, request: Request, settings: Settings, folder: JobFolder, re
     written = _written(settings.models_dir, request.name, " ".join(command))
     if written:
         return written  # the worker died between the writing and the recording of it
-    resume = (folder.unfinished / "checkpoint.pt").exists()
+    resume = folder.checkpoint.exists()
     if resume:
         log.info("the run was interrupted and goes on from its last finished epoch")
     archive = str(folder.path / request.dataset)
     if request.recipe:
         chosen = recipe.load(request.recipe, _overrides(request))
         models, where = settings.models_dir, settings.device
-        scratch = run.Job(chosen, archive, request.name, models, request.seed, where, command, folder.unfinished)
+        scratch = run.Job(chosen, archive, request.name, models, request.seed, where, command, folder.checkpoint)
         return run.train(scratch, [reporter], resume)
     assert request.start  # noqa: S101 (without a recipe, the service has found one)
     tuned = FinetuneJob(
@@ -164,7 +164,7 @@ def _train(job: str, request: Request, settings: Settings, folder: JobFolder, re
         seed=request.seed,
         device=settings.device,
         command=command,
-        unfinished=folder.unfinished,
+        unfinished=folder.checkpoint,
     )
     return finetune(tuned, [reporter], resume)
 

@@ -32,13 +32,13 @@ class JobFolder:
     Attributes:
         path: the folder.
         log: what the training process has written to its standard error.
-        unfinished: folder of what an interrupted training goes on from.
+        checkpoint: what an interrupted training goes on from, in a folder of its own.
     """
 
     def __init__(self, data_dir: Path, job: str) -> None:
         self.path = _jobs(data_dir) / job
         self.log = self.path / "log.txt"
-        self.unfinished = self.path / _UNFINISHED
+        self.checkpoint = self.path / _UNFINISHED / "checkpoint.pt"
         self._state = self.path / "state.json"
 
     def read_state(self) -> State:

@@ -59,7 +59,7 @@ def run(
             stdin=subprocess.PIPE,  # see end_with_parent
             stdout=subprocess.PIPE,
             stderr=log,
-            start_new_session=not supervised,  # see child.give_way
+            start_new_session=not supervised,  # see child._give_way
             process_group=0 if supervised else None,
         ) as process,
     ):

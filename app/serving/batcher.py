@@ -212,8 +212,7 @@ class Batcher:
             lost = [*batch, *self._waiting]
             self._waiting.clear()
         _settle(lost, [ClosingError(_CLOSED, 1) for _ in lost])
-        if not self._awake:
-            self._idle.set()
+        self._wake()
 
 
 def _settle(batch: Sequence[_Request], outcomes: Sequence[Outcome]) -> None:

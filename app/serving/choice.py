@@ -287,9 +287,12 @@ def _remember(cache: Path, choice: Choice) -> None:
 def _describe(device: Literal["cpu", "cuda"]) -> str:
     if device == "cpu":
         return machine.describe()
-    import torch  # noqa: PLC0415 (which a service without CUDA does without)
+    # Only here: a service without CUDA does without torch.
+    import torch  # noqa: PLC0415
 
-    return torch.cuda.get_device_name()
+    from training.device import describe  # noqa: PLC0415
+
+    return describe(torch.device(device))
 
 
 def _installed(name: str) -> str:

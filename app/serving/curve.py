@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 # A batch size that reaches this share of the highest rate is as good: more pictures would only wait for each other.
 _ENOUGH = 0.97
-_DEAR = 2
+_DEAR = 2  # times what a picture costs in the best batch: worth waiting for others that have arrived already
 _LEAST_RUNS, _MOST_RUNS = 3, 10
 _SECONDS = 0.05  # for runs above the least
 

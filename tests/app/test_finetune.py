@@ -74,11 +74,11 @@ def worker_process(server: Server) -> int:
     raise AssertionError("no worker has started:\n" + "".join(server.log))
 
 
-def gives_way(process: int, service: int) -> None:
-    """Check that it leaves the processors to the service, in the same session, where that counts."""
+def gives_way(process: int, leader: int) -> None:
+    """Check that it leaves the processors to others, in the session of `leader`."""
     assert os.getpriority(os.PRIO_PROCESS, process) == 19
     assert os.sched_getscheduler(process) == os.SCHED_IDLE
-    assert os.getsid(process) == os.getsid(service)
+    assert os.getsid(process) == os.getsid(leader)
 
 
 def attempts(models: Path, job: str) -> int | None:
@@ -394,3 +394,19 @@ def test_a_worker_stops_when_it_is_told_to(tmp_path: Path) -> None:
             if "waits for jobs" in line:
                 process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+def test_a_job_of_a_worker_that_is_no_services_own_gives_way_as_a_session(models: Path) -> None:
+    environment = {**os.environ, "APP_MODELS_DIR": str(models), "APP_DATA_DIR": f"{models}-data"}
+    with (
+        running(models, finetune_workers=0) as (_, client),
+        subprocess.Popen([sys.executable, "-m", "app", "worker"], env=environment) as worker,
+    ):
+        wait(client, accepted(submit(client, ARCHIVE, name="shapes", **LONG)), trained(2))
+        training = child_of(worker.pid)
+        gives_way(training, training)
+        autogroup = Path(f"/proc/{training}/autogroup")
+        assert not autogroup.exists() or autogroup.read_text().split()[1:] == ["nice", "19"]
+        worker.terminate()
+        assert worker.wait(30) == 0
+        wait_gone(training)

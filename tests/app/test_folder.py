@@ -32,11 +32,11 @@ def test_the_newest_archives_and_those_of_active_jobs_are_kept(tmp_path: Path) -
 
 
 def test_what_a_killed_job_left_is_deleted_once_it_has_ended(tmp_path: Path) -> None:
-    ended, active = (JobFolder(tmp_path, job).unfinished for job in ("ended", "active"))
-    for folder in (ended, active):
-        folder.mkdir(parents=True)
-        (folder / "checkpoint.pt").write_bytes(b"epochs")
-        os.utime(folder, (time.time() - DAY,) * 2)
+    ended, active = (JobFolder(tmp_path, job).checkpoint for job in ("ended", "active"))
+    for checkpoint in (ended, active):
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.write_bytes(b"epochs")
+        os.utime(checkpoint.parent, (time.time() - DAY,) * 2)
     prune(tmp_path, {"active"}, keep_bytes=0)
     assert (ended.exists(), active.exists()) == (False, True)
 
