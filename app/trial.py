@@ -41,6 +41,8 @@ class Trial:
         self._process = uuid4().hex
         self._credit = 0.0
         self._copying: asyncio.Task[None] | None = None
+        self._publishing = asyncio.Lock()
+        self._over: Path | None = None  # once it has ended, where the answers that were begun before it count
         self._leases = ExitStack()
         for served in (production, candidate):
             self._leases.enter_context(served)
@@ -79,21 +81,33 @@ class Trial:
         try:
             row = await served.batcher.predict(pixels, timing, deadline)
         except InferenceError:
-            self._count(served, None)
+            await self._count(served, None)
             raise
-        self._count(served, timing)
+        await self._count(served, timing)
+        if self._over:
+            return row
         if self._busy() or (self._copying and not self._copying.done()):
             self.counted.dropped += 1
         else:
             self._copying = asyncio.create_task(self._copy(served, row, pixels, timing, decode))
         return row
 
-    def publish(self, folder: Path) -> None:
-        """Let the other processes know what was counted here."""
-        comparison.publish(folder, self._process, self.counted)
+    async def publish(self, folder: Path) -> None:
+        """Let the other processes know what was counted here.
 
-    async def close(self) -> None:
-        """Let go of both versions, once the copy in work is answered."""
+        Raises:
+            OSError: it cannot be written.
+        """
+        async with self._publishing:
+            await asyncio.to_thread(comparison.publish, folder, self._process, self.counted)
+
+    async def close(self, folder: Path) -> None:
+        """Let go of both versions, once the copy in work is answered.
+
+        Args:
+            folder: where to publish the counts of answers that were begun and are still to come.
+        """
+        self._over = folder
         if self._copying:
             await asyncio.wait((self._copying,))
         self._leases.close()
@@ -122,11 +136,16 @@ class Trial:
             self.counted.compared += 1
             self.counted.agreed += labels[0] == labels[1]
 
-    def _count(self, served: Served, timing: Timing | None) -> None:
+    async def _count(self, served: Served, timing: Timing | None) -> None:
         """Count an answer. Those of a shadow's production version count only in pairs: when both were not busy."""
-        if self.record.percent:
-            tally = self.counted.candidate if served is self.candidate else self.counted.production
-            _add(tally, timing)
+        if not self.record.percent:
+            return
+        _add(self.counted.candidate if served is self.candidate else self.counted.production, timing)
+        if self._over:
+            try:
+                await self.publish(self._over)
+            except OSError as error:
+                log.warning("The last answers of a trial cannot be counted: %s", error)
 
     def _count_pair(self, production: Timing, candidate: Timing | None) -> None:
         if not self.record.percent:
@@ -233,14 +252,14 @@ class Trials:
     async def _end(self, name: str, trial: Trial) -> None:
         if self._trials.get(name) is trial:
             del self._trials[name]
-        await trial.close()
+        await trial.close(canary.counts(self._data_dir, name, trial.record))
         await self._total(name, trial)
         log.info("The trial of %s version %d has ended", name, trial.record.version)
 
     async def _total(self, name: str, trial: Trial) -> Comparison:
         folder = canary.counts(self._data_dir, name, trial.record)
         try:
-            await asyncio.to_thread(trial.publish, folder)
+            await trial.publish(folder)
             return await asyncio.to_thread(comparison.gather, folder)
         except OSError as error:
             log.warning("What other processes count cannot be exchanged (%s); this one goes by its own", error)

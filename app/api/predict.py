@@ -144,9 +144,9 @@ async def predict(request: Request) -> Response:
     service: Service = request.app.state.service
     ticket = ticket_of(request.scope)
     with await service.registry.get(asked.model, asked.version) as served:
+        trial = service.registry.trial(served) if asked.version is None else None
         uploads = await read_uploads(request, service.settings.max_files, ticket)
         ticket.begin(len(uploads))
-        trial = service.registry.trial(served) if asked.version is None else None
         timings = prediction_of(request.scope).begin(served.name, served.version, len(uploads))
         work = _Work(service, served, trial, ticket, deadline)
         async with while_wanted(request.receive, deadline):
