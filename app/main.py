@@ -20,6 +20,7 @@ from app.jobs.queue import JobQueue
 from app.middleware import Admit, ApiKey, BodyLimit, Limit
 from app.registry import Registry
 from app.service import Service
+from app.serving import placement
 from app.serving.admission import Admission
 from app.serving.choice import Engines
 from app.serving.image import Decoder
@@ -77,7 +78,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if settings.workers > 1:
             # The workers share one port, and nobody can choose which of them answers: only those that are ready listen.
             await loading
-        following = asyncio.create_task(_follow(service.registry, loading))
+        placed = placement.Placement(placement.to_divide(settings.workers))
+        following = asyncio.create_task(_follow(service.registry, loading, placed))
         try:
             yield State(receive_seconds=settings.max_receive_seconds, stopping=service.stopping)
         finally:
@@ -86,6 +88,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+            placed.release()
             await service.registry.close()
             service.decoder.close()
             service.jobs.close()
@@ -150,12 +153,13 @@ def _recorder(settings: Settings) -> Recorder | None:
     return Recorder(store)
 
 
-async def _follow(registry: Registry, loading: asyncio.Task[None]) -> None:
-    """Let the registry follow what other processes promote, well within the two seconds that are promised."""
+async def _follow(registry: Registry, loading: asyncio.Task[None], placed: placement.Placement) -> None:
+    """Follow what other processes promote, well within the two seconds that are promised, and whether they train."""
     await asyncio.wait((loading,))
     while True:
         await asyncio.sleep(_FOLLOW_SECONDS)
         try:
+            placed.follow()
             await registry.refresh()
         except Exception:
-            log.exception("What was promoted cannot be followed now; trying again")
+            log.exception("What other processes do cannot be followed now; trying again")

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _ABLE = hasattr(os, "sched_setaffinity")
-_ALL = os.sched_getaffinity(0) if _ABLE else set()
+ALL = os.sched_getaffinity(0) if _ABLE else set()
 
 
 def keep_to_one() -> None:
     """Keep this process to one processor; those of a suite that runs in several take turns. Call it before torch is."""
     if _ABLE:
         number = int(os.environ.get("PYTEST_XDIST_WORKER", f"gw{os.getpid()}").removeprefix("gw"))
-        os.sched_setaffinity(0, {sorted(_ALL)[number % len(_ALL)]})
+        os.sched_setaffinity(0, {sorted(ALL)[number % len(ALL)]})
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def every() -> Iterator[None]:
         yield
         return
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, _ALL)
+    os.sched_setaffinity(0, ALL)
     try:
         yield
     finally:

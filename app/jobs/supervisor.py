@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from app.serving.placement import use_all_processors
+
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE = 0.5
@@ -64,6 +66,7 @@ class _Keeper:
         with self._lock:
             if self._stopping.is_set():
                 return None
+            use_all_processors()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "app", "worker", "--supervised"],
                 stdin=subprocess.PIPE,  # see process.end_with_parent

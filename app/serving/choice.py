@@ -21,6 +21,7 @@ from app.serving import candidates, tryout
 from app.serving.candidates import Place
 from app.serving.curve import Curve
 from app.serving.engine import Engine, Kind
+from app.serving.placement import use_all_processors
 from app.serving.tryout import Result, Started
 from training import machine, probe
 from training.artifact import SCRIPT, Manifest
@@ -201,6 +202,7 @@ class Processes:
         Raises:
             ArtifactError: it ended before it began with an engine, or `close` was called.
         """
+        use_all_processors()
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
             self._running.add(process)
             timer = Timer(_LIMIT_SECONDS, process.kill)
