@@ -35,7 +35,8 @@ def run_seconds(
     low = recipe.low_resolution
     parts: list[tuple[float, LowResolution | None]] = [(1.0, None)]
     if low:
-        parts = [(low.fraction, LowResolution(size=low.size, fraction=1)), (1 - low.fraction, None)]
+        share = low.fraction / len(low.sizes)
+        parts = [(share, LowResolution(size=size, fraction=1)) for size in low.sizes] + [(1 - low.fraction, None)]
     seconds = 0.0
     for share, resolution in parts:
         copied = copy.deepcopy(network)

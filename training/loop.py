@@ -212,8 +212,7 @@ def _validate(parts: _Parts, epoch: int, split: Split, device: torch.device) -> 
 
 def _low_size(recipe: Recipe, done: float) -> int | None:
     """Side of the pictures, in pixels, up to the share `done` of all steps; None for the full size."""
-    low = recipe.low_resolution
-    return low.size if low and done < low.fraction else None
+    return recipe.low_resolution.at(done) if recipe.low_resolution else None
 
 
 def _last_step(parts: _Parts, epoch: int) -> float:

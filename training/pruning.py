@@ -102,9 +102,13 @@ def _shrink_fast(network: FastResNet, narrower: FastResNet) -> None:
     narrower.whiten.load_state_dict(network.whiten.state_dict())
     stream = torch.arange(network.FILTERS)
     for old, new in zip(network.blocks, narrower.blocks, strict=True):
-        outputs = _strongest(_strength(old, "conv1") + _strength(old, "conv3"), _width(new, "conv1"))
-        inner = _strongest(_strength(old, "conv2"), _width(new, "conv2"))
-        for number, kept, read in ((1, outputs, stream), (2, inner, outputs), (3, outputs, inner)):
+        last = "conv3" if hasattr(old, "conv3") else "conv2"
+        outputs = _strongest(_strength(old, "conv1") + _strength(old, last), _width(new, "conv1"))
+        parts = [(1, outputs, stream), (2, outputs, outputs)]
+        if last == "conv3":
+            inner = _strongest(_strength(old, "conv2"), _width(new, "conv2"))
+            parts[1:] = [(2, inner, outputs), (3, outputs, inner)]
+        for number, kept, read in parts:
             _copy(old, new, f"conv{number}", kept, read)
             _copy(old, new, f"norm{number}", kept)
         stream = outputs

@@ -100,10 +100,23 @@ class Schedule(_Section):
 
 
 class LowResolution(_Section):
-    """The first `fraction` of all steps sees pictures scaled to `size` pixels: less work at little loss."""
+    """The first `fraction` of all steps sees pictures scaled to `size` pixels: less work at little loss.
+
+    With `grow_to` they grow, 4 pixels at a time, and every size gets as many steps (progressive resizing).
+    """
 
     size: Annotated[int, Field(ge=16)]
     fraction: Fraction
+    grow_to: int | None = None
+
+    @property
+    def sizes(self) -> range:
+        """The sizes, one after the other, in pixels."""
+        return range(self.size, (self.grow_to or self.size) + 1, 4)
+
+    def at(self, done: float) -> int | None:
+        """The size after the share `done` (0 to 1) of all steps; None for the full one."""
+        return self.sizes[int(done / self.fraction * len(self.sizes))] if done < self.fraction else None
 
 
 class Freeze(_Section):
@@ -199,8 +212,12 @@ class Recipe(_Section):
         size = self.network.input_size
         if self.augment.crop_padding >= size:
             raise ValueError(f"augment.crop_padding has to be less than network.input_size, {size}")
-        if self.low_resolution and self.low_resolution.size >= size:
-            raise ValueError(f"low_resolution.size has to be less than network.input_size, {size}")
+        low = self.low_resolution
+        if low and not (low.size < size and low.size <= (low.grow_to or low.size) < size):
+            raise ValueError(
+                f"low_resolution.size has to be less than network.input_size, {size}, and so has grow_to, which cannot "
+                "be less than it"
+            )
         if self.batch_size % self.accumulate or self.batch_size < 2 * self.accumulate:
             raise ValueError("batch_size has to be a multiple of accumulate, at least twice of it")
         return self

@@ -201,23 +201,27 @@ def _stem(width: int, kind: Literal["cifar", "imagenet"], activated: bool) -> nn
 
 
 class FastBlock(nn.Module):
-    """Convolution and pooling, then two convolutions with a shortcut: most work is done at the smaller size."""
+    """Convolution and pooling, then one or two convolutions with a shortcut: most work is done at the smaller size."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, convolutions: Literal[2, 3] = 3) -> None:
         super().__init__()
         self.conv1 = conv3x3(inputs, outputs)
         self.norm1 = _shift_norm(outputs)
         self.conv2 = conv3x3(outputs, outputs)
         self.norm2 = _shift_norm(outputs)
-        self.conv3 = conv3x3(outputs, outputs)
-        self.norm3 = _shift_norm(outputs)
-        for conv in (self.conv1, self.conv2, self.conv3):
-            nn.init.dirac_(conv.weight.data[: conv.in_channels])
+        if convolutions == 3:
+            self.conv3 = conv3x3(outputs, outputs)
+            self.norm3 = _shift_norm(outputs)
+        for conv in self.children():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.dirac_(conv.weight.data[: conv.in_channels])
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
-        y = F.gelu(self.norm2(self.conv2(x)))
-        return F.gelu(x + self.norm3(self.conv3(y)))
+        y = self.norm2(self.conv2(x))
+        if hasattr(self, "conv3"):
+            y = self.norm3(self.conv3(F.gelu(y)))
+        return F.gelu(x + y)
 
 
 def _shift_norm(channels: int) -> nn.BatchNorm2d:
@@ -237,18 +241,24 @@ class FastResNet(nn.Module):
     Args:
         classes: number of classes.
         widths: channels of the three blocks.
+        convolutions: in each block.
     """
 
     PATCH = 2
     FILTERS = 2 * 3 * PATCH**2  # every whitening direction and its negative
 
     @validate_call
-    def __init__(self, classes: int, widths: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 256, 256)) -> None:
+    def __init__(
+        self,
+        classes: int,
+        widths: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 256, 256),
+        convolutions: Literal[2, 3] = 3,
+    ) -> None:
         super().__init__()
         self.whiten = nn.Conv2d(3, self.FILTERS, self.PATCH, bias=False)
         self.whiten.weight.requires_grad_(False)
         inputs = (self.FILTERS, *widths[:-1])
-        self.blocks = nn.Sequential(*(FastBlock(i, o) for i, o in zip(inputs, widths, strict=True)))
+        self.blocks = nn.Sequential(*(FastBlock(i, o, convolutions) for i, o in zip(inputs, widths, strict=True)))
         self.head = nn.Linear(widths[-1], classes, bias=False)
         # A head of unit weights behind a fixed scale: its learning rate then does not depend on the width.
         nn.init.normal_(self.head.weight)

@@ -11,7 +11,7 @@ from training import estimate, recipe, resnet
 from training.normalisation import Normalisation
 
 
-@pytest.mark.parametrize("override", ["epochs=3", "low_resolution={size=16, fraction=0.5}"])
+@pytest.mark.parametrize("override", ["epochs=3", "low_resolution={size=16, fraction=0.5, grow_to=20}"])
 def test_it_is_positive_and_the_network_stays_fresh(override: str) -> None:
     parts = partition()
     chosen = recipe.load("cpu", [*narrow("cpu"), override])

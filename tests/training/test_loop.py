@@ -229,6 +229,12 @@ def test_a_low_resolution_phase_is_validated_at_its_size_and_not_compared(parts:
     assert seen == [16, 16, 16] * 2 + [32, 32, 32] * 2  # two steps and the validation of each epoch
 
 
+def test_pictures_grow_in_steps_of_four_pixels() -> None:
+    low = recipe.LowResolution(size=20, fraction=0.75, grow_to=28)
+    assert [low.at(done / 8) for done in range(8)] == [20, 20, 24, 24, 28, 28, None, None]
+    assert recipe.LowResolution(size=24, fraction=0.5).at(0.49) == 24
+
+
 def test_balanced_class_weights_make_a_rare_class_count_as_much() -> None:
     rare = split(64, 0)
     rare.labels[:] = (torch.arange(64) % 16 == 0).long()

@@ -107,6 +107,8 @@ def test_later_override_wins(minimal: str) -> None:
         ("augment.crop_padding=32", "augment.crop_padding has to be less than network.input_size, 32"),
         ("low_resolution={ size = 32, fraction = 0.5 }", "low_resolution.size has to be less than"),
         ("low_resolution={ size = 16, fraction = 1.5 }", "low_resolution.fraction: "),
+        ("low_resolution={ size = 16, fraction = 0.5, grow_to = 32 }", "low_resolution.size has to be less than"),
+        ("low_resolution={ size = 20, fraction = 0.5, grow_to = 16 }", "low_resolution.size has to be less than"),
         ("network.input_size=8", "network.input_size: "),
         ("network=3", "network: "),
         ("schedule.shape=step", "schedule.milestones and schedule.shape='step' need each other"),

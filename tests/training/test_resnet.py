@@ -206,6 +206,15 @@ def test_fast_block_convolutions_start_as_the_identity() -> None:
     assert torch.equal(block.conv3(y), y)
 
 
+def test_fast_block_may_have_one_convolution_less() -> None:
+    block = FastBlock(8, 16, convolutions=2)
+    assert [name for name, module in block.named_children() if isinstance(module, nn.Conv2d)] == ["conv1", "conv2"]
+    network = build("fast_resnet", 10, {"widths": [8, 16, 16], "convolutions": 2})
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(InputError, match="convolutions"):
+        build("fast_resnet", 10, {"convolutions": 4})
+
+
 def test_first_layer_whitens_the_training_pictures() -> None:
     torch.manual_seed(0)
     # Neighbouring pixels and channels go together, as in photos.
