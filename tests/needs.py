@@ -10,6 +10,8 @@ from typing import NoReturn
 
 import pytest
 
+from tests import processors
+
 _ARCHIVE = Path(__file__).resolve().parents[2] / "shared" / "cifar10" / "cifar10-jpeg.tar.xz"
 
 
@@ -32,6 +34,12 @@ def postgresql() -> Path:
     if not found or not (found[-1] / "pg_ctl").exists():
         _lacking("postgresql", "PostgreSQL: apt-get install postgresql")
     return found[-1]
+
+
+def two_processors() -> set[int]:
+    """Two processors that a process can choose from."""
+    found = sorted(processors.ALL)[:2]
+    return set(found) if len(found) == 2 else _lacking("processors", "two processors, and a system with affinity")
 
 
 def _lacking(name: str, what: str) -> NoReturn:

@@ -102,7 +102,7 @@ class Schedule(_Section):
 class LowResolution(_Section):
     """The first `fraction` of all steps sees pictures scaled to `size` pixels: less work at little loss.
 
-    With `grow_to` they grow, 4 pixels at a time, and every size gets as many steps (progressive resizing).
+    With `grow_to` they grow up to it, 4 pixels at a time, and every size gets as many steps (progressive resizing).
     """
 
     size: Annotated[int, Field(ge=16)]

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from app.serving.placement import use_all_processors
+from app.serving.placement import unplaced
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +66,10 @@ class _Keeper:
         with self._lock:
             if self._stopping.is_set():
                 return None
-            use_all_processors()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "app", "worker", "--supervised"],
-                stdin=subprocess.PIPE,  # see process.end_with_parent
-                process_group=0,  # Ctrl-C is for the service, which then ends its workers
-            )
+            with unplaced():
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "app", "worker", "--supervised"],
+                    stdin=subprocess.PIPE,  # see process.end_with_parent
+                    process_group=0,  # Ctrl-C is for the service, which then ends its workers
+                )
             return self._process

@@ -21,7 +21,7 @@ from app.serving import candidates, tryout
 from app.serving.candidates import Place
 from app.serving.curve import Curve
 from app.serving.engine import Engine, Kind
-from app.serving.placement import use_all_processors
+from app.serving.placement import unplaced
 from app.serving.tryout import Result, Started
 from training import machine, probe
 from training.artifact import SCRIPT, Manifest
@@ -102,7 +102,8 @@ class Engines:
         Raises:
             ArtifactError: no engine can run it, or not the one that is wanted.
         """
-        with self._folder(manifest) as cache:
+        # What one processor has would decide how many threads compute, and under which name the choice is remembered.
+        with unplaced(), self._folder(manifest) as cache:
             place = Place(device=self._device, threads=self._threads, instances=self.instances, cache=cache)
             choice = _recall(cache) or self._choose(folder, manifest, place)
             engine = candidates.make(choice.kind, folder, manifest, place)
@@ -202,7 +203,6 @@ class Processes:
         Raises:
             ArtifactError: it ended before it began with an engine, or `close` was called.
         """
-        use_all_processors()
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
             self._running.add(process)
             timer = Timer(_LIMIT_SECONDS, process.kill)

@@ -1,9 +1,10 @@
 """Which processors this process's threads use: all of them, or the event loop one of its own while others train."""
 
-import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 
@@ -15,6 +16,9 @@ _NICE_FIELD = 2  # of the first line, proc_stat(5): user mode with low priority,
 
 _STAT = Path("/proc/stat")
 _ALL = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+_exempt: set[int] = set()  # native ids of threads that are not placed now
+_placing = threading.Lock()
 
 
 class Placement:
@@ -61,9 +65,10 @@ class Placement:
             self._placed = False
 
     def _place(self, others: AbstractSet[int], loop: AbstractSet[int]) -> None:
-        for thread in (int(entry.name) for entry in Path("/proc/self/task").iterdir()):
-            with contextlib.suppress(ProcessLookupError):  # it has ended since
-                os.sched_setaffinity(thread, loop if thread == self._loop else others)
+        with _placing:
+            for thread in {int(entry.name) for entry in Path("/proc/self/task").iterdir()} - _exempt:
+                with suppress(ProcessLookupError):  # it has ended since
+                    os.sched_setaffinity(thread, loop if thread == self._loop else others)
 
 
 def to_divide(processes: int) -> AbstractSet[int]:
@@ -81,7 +86,16 @@ def low_priority_seconds(stat: Path = _STAT) -> float:
     return int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
-def use_all_processors() -> None:
-    """Let this thread, and the processes that it starts from now on, use all processors, whatever was placed."""
-    if _ALL:
-        os.sched_setaffinity(0, _ALL)
+@contextmanager
+def unplaced() -> Iterator[None]:
+    """Inside the block this thread, and what it starts meanwhile, has all processors, whatever is placed."""
+    thread = threading.get_native_id()
+    with _placing:
+        _exempt.add(thread)
+        if _ALL:
+            os.sched_setaffinity(0, _ALL)
+    try:
+        yield
+    finally:
+        with _placing:
+            _exempt.discard(thread)

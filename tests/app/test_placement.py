@@ -10,19 +10,16 @@ import pytest
 
 from app.serving import placement
 from app.serving.placement import Placement
-from tests import processors
+from tests import needs
 
-ALL = sorted(processors.ALL)
 TICKS = os.sysconf("SC_CLK_TCK")
-
-pytestmark = pytest.mark.skipif(len(ALL) < 2, reason="needs two processors that a process can choose from")
 
 
 @pytest.fixture
 def two() -> Iterator[set[int]]:
     """Two processors, which this process has for itself."""
+    chosen = needs.two_processors()
     before = os.sched_getaffinity(0)
-    chosen = set(ALL[:2])
     os.sched_setaffinity(0, chosen)
     yield chosen
     os.sched_setaffinity(0, before)
@@ -90,17 +87,43 @@ def test_threads_that_the_event_loop_starts_meanwhile_are_placed_too(stat: Path,
     placed.release()
 
 
-def test_process_started_meanwhile_may_use_all_processors() -> None:
+def test_what_asks_for_all_processors_has_them_until_it_is_done(two: set[int], stat: Path) -> None:
     program = """
-import os
+import os, subprocess, sys, threading
+from pathlib import Path
 from app.serving import placement
-everything = os.sched_getaffinity(0)
-os.sched_setaffinity(0, {min(everything)})
-placement.use_all_processors()
-assert os.sched_getaffinity(0) == everything
+from training import machine
+
+two, stat = set(map(int, sys.argv[2:])), Path(sys.argv[1])
+placed = placement.Placement(two, stat)
+train = lambda: stat.write_text("cpu 0 %d 0 0" % (10**6 * (1 + int(stat.read_text().split()[2]))))
+
+def load():
+    with placement.unplaced():
+        asking.set()
+        followed.wait()
+        assert machine.processors() == len(os.sched_getaffinity(0)) == 2
+        subprocess.run([sys.executable, "-c", "import os; assert len(os.sched_getaffinity(0)) == 2"], check=True)
+    done.set()
+    ending.wait()
+
+asking, followed, done, ending = (threading.Event() for _ in range(4))
+thread = threading.Thread(target=load)
+train()
+placed.follow()
+thread.start()
+asking.wait()
+train()
+placed.follow()
+followed.set()
+assert done.wait(60)
+train()
+placed.follow()
+assert os.sched_getaffinity(thread.native_id) == {min(two)}
+ending.set()
 """
-    with processors.every():
-        subprocess.run([sys.executable, "-c", program], check=True)
+    stat.write_text("cpu 0 0 0 0")
+    subprocess.run([sys.executable, "-c", program, str(stat), *map(str, two)], check=True)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -116,6 +139,8 @@ def test_several_serving_processes_have_nothing_to_divide() -> None:
 
 
 def test_kernel_counts_idle_scheduling_as_low_priority() -> None:
+    if not hasattr(os, "SCHED_IDLE"):
+        pytest.skip("this system has no idle scheduling")
     before = placement.low_priority_seconds()
     work = """
 import os, time
