@@ -10,7 +10,7 @@ MIN_FAILED = 3  # failures: fewer may be a mishap
 MIN_ANSWERED = 20  # pictures of each version before failures are compared
 MIN_TIMED = 100  # pictures of each version before latencies are compared
 
-# Standard errors. Four are passed by chance once in 30,000 looks, and the counts are looked at twice a second;
+# Standard errors. Four are passed by chance once in 30,000 looks, and the counts are looked at every second;
 # successive looks see nearly the same counts, so a harmless candidate is hardly ever ended by mistake.
 _SURE = 4.0
 

@@ -30,7 +30,7 @@ from training import machine
 
 log = logging.getLogger(__name__)
 
-_FOLLOW_SECONDS = 0.5
+_FOLLOW_SECONDS = 1.0
 _SWITCH_SECONDS = 0.0005
 
 

@@ -17,10 +17,14 @@ settings.load_profile("refit")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Not in `pytest_configure`: with tests named by their file it comes after torch, which counts processors on import.
+processors.keep_to_one()
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Runs in every process of the suite; the one that only hands tests to the others needs no processor of its own."""
-    if config.getoption("dist", "no") == "no":
-        processors.keep_to_one()
+    """Runs in every process of the suite; the one that only hands tests to the others starts them on all processors."""
+    if config.getoption("dist", "no") != "no":
+        processors.use_all()
 
 
 @pytest.fixture

@@ -18,6 +18,12 @@ def keep_to_one() -> None:
         os.sched_setaffinity(0, {sorted(ALL)[number % len(ALL)]})
 
 
+def use_all() -> None:
+    """Let this process, and what it starts from now on, run on all processors."""
+    if _ABLE:
+        os.sched_setaffinity(0, ALL)
+
+
 @contextmanager
 def every() -> Iterator[None]:
     """Let this process, and what it starts inside the block, run on all processors."""

@@ -28,7 +28,7 @@ from training.errors import InputError, TrainingError
 from training.evaluate import Scores
 from training.layers import drop_gradients, freeze, train_mode
 from training.normalisation import Normalisation
-from training.optim import make_optimizers, rate
+from training.optim import make_optimizers, set_rates
 from training.recipe import Freeze, Recipe
 from training.sink import Epoch, Sink, Watch
 from training.trivial import trivial_augment
@@ -310,9 +310,8 @@ def _take_step(parts: _Parts, done: float) -> None:
     settings = parts.recipe.optimizer
     if settings.clip_norm:
         nn.utils.clip_grad_norm_(parts.network.parameters(), settings.clip_norm)
+    set_rates(parts.optimizers, parts.recipe.schedule, done)
     for optimizer in parts.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * rate(parts.recipe.schedule, done)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if parts.average:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from training.layers import layers
 from training.recipe import Optimizer, Schedule
 
+# The share of a run in which muon trains the bias of a whitening layer, from the author's reference.
+_WHITEN_UNTIL = 3 / 8
 _LOW, _END = 1 / 25, 1 / 250_000  # shares of the full rate that one-cycle begins and ends with, as in torch
 
 
@@ -60,6 +62,8 @@ class FilterMuon(torch.optim.Optimizer):
 def make_optimizers(network: nn.Module, settings: Optimizer) -> list[torch.optim.Optimizer]:
     """The optimisers of one run; each group remembers its full rate as `initial_lr`.
 
+    A group with `until` goes through the schedule in that share of the run.
+
     But for muon, norms and biases get no weight decay (He et al. 2018, arXiv:1812.01187, section 3.1).
     """
     trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
@@ -71,12 +75,16 @@ def make_optimizers(network: nn.Module, settings: Optimizer) -> list[torch.optim
         head = [p for _, p in trained if p.ndim in {2, 3}]
         # SGD multiplies its decay by the rate. Divided by it here, `weight_decay` is what a step at the full rate takes
         # away, from the head and the biases alike, as the method's author has it.
+        whiten = [p for name, p in trained if name == "whiten.bias"]
+        shifts = [p for name, p in trained if p.ndim <= 1 and name != "whiten.bias"]
         groups = [
-            {"params": parameters, "lr": lr, "weight_decay": settings.weight_decay / lr}
-            for parameters, lr in (
-                (head, settings.head_learning_rate),
-                (vectors, settings.bias_learning_rate),
+            {"params": parameters, "lr": lr, "weight_decay": settings.weight_decay / lr, "until": until}
+            for parameters, lr, until in (
+                (head, settings.head_learning_rate, 1.0),
+                (shifts, settings.bias_learning_rate, 1.0),
+                (whiten, settings.bias_learning_rate, _WHITEN_UNTIL),
             )
+            if parameters
         ]
         optimizers = [
             torch.optim.SGD(groups, momentum=0.85, nesterov=True),
@@ -121,6 +129,13 @@ def _spread(groups: list[dict[str, Any]], network: nn.Module, settings: Optimize
         for group in groups
         for parameter in group["params"]
     ]
+
+
+def set_rates(optimizers: Iterable[torch.optim.Optimizer], schedule: Schedule, done: float) -> None:
+    """Set the rate of every group for a step that begins when the share `done` (0 to 1) of all steps is behind."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate(schedule, min(1.0, done / group.get("until", 1.0)))
 
 
 def rate(schedule: Schedule, done: float) -> float:

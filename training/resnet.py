@@ -203,8 +203,9 @@ def _stem(width: int, kind: Literal["cifar", "imagenet"], activated: bool) -> nn
 class FastBlock(nn.Module):
     """Convolution and pooling, then one or two convolutions with a shortcut: most work is done at the smaller size."""
 
-    def __init__(self, inputs: int, outputs: int, convolutions: Literal[2, 3] = 3) -> None:
+    def __init__(self, inputs: int, outputs: int, convolutions: Literal[2, 3] = 3, shortcut: bool = True) -> None:
         super().__init__()
+        self.shortcut = shortcut
         self.conv1 = conv3x3(inputs, outputs)
         self.norm1 = _shift_norm(outputs)
         self.conv2 = conv3x3(outputs, outputs)
@@ -221,7 +222,7 @@ class FastBlock(nn.Module):
         y = self.norm2(self.conv2(x))
         if hasattr(self, "conv3"):
             y = self.norm3(self.conv3(F.gelu(y)))
-        return F.gelu(x + y)
+        return F.gelu(x + y if self.shortcut else y)
 
 
 def _shift_norm(channels: int) -> nn.BatchNorm2d:
@@ -242,6 +243,8 @@ class FastResNet(nn.Module):
         classes: number of classes.
         widths: channels of the three blocks.
         convolutions: in each block.
+        shortcut: around the convolutions of each block that come after its pooling.
+        whiten_bias: whether the first layer has a bias, which muon trains at the beginning of a run.
     """
 
     PATCH = 2
@@ -253,12 +256,15 @@ class FastResNet(nn.Module):
         classes: int,
         widths: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 256, 256),
         convolutions: Literal[2, 3] = 3,
+        shortcut: bool = True,
+        whiten_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.whiten = nn.Conv2d(3, self.FILTERS, self.PATCH, bias=False)
+        self.whiten = nn.Conv2d(3, self.FILTERS, self.PATCH, bias=whiten_bias)
         self.whiten.weight.requires_grad_(False)
         inputs = (self.FILTERS, *widths[:-1])
-        self.blocks = nn.Sequential(*(FastBlock(i, o, convolutions) for i, o in zip(inputs, widths, strict=True)))
+        sizes = zip(inputs, widths, strict=True)
+        self.blocks = nn.Sequential(*(FastBlock(i, o, convolutions, shortcut) for i, o in sizes))
         self.head = nn.Linear(widths[-1], classes, bias=False)
         # A head of unit weights behind a fixed scale: its learning rate then does not depend on the width.
         nn.init.normal_(self.head.weight)

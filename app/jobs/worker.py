@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 # Jobs are taken up only by workers of the version that they were begun with. Raise it when the workflow's steps change.
 _WORKFLOW_VERSION = "1"
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 1.0
 _LOOK_SECONDS = 2
 _LOOKS_A_PRUNE = 30
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from training.layers import layers
-from training.optim import FilterMuon, make_optimizers, rate
+from training.optim import FilterMuon, make_optimizers, rate, set_rates
 from training.recipe import Optimizer, Schedule
 from training.resnet import build
 
@@ -134,6 +134,18 @@ def test_muon_gives_filters_head_and_shifts_their_own_rates() -> None:
     assert (head["lr"], shifts["lr"], filters.param_groups[0]["lr"]) == (300, 20, 0.1)
     # What one step at the full rate takes away is the same share of both.
     assert [group["lr"] * group["weight_decay"] for group in (head, shifts)] == pytest.approx([1e-3, 1e-3])
+
+
+def test_muon_trains_the_bias_of_the_whitening_layer_at_the_beginning() -> None:
+    model = build("fast_resnet", 4, {"widths": [8, 16, 16], "whiten_bias": True})
+    optimizers = make_optimizers(model, settings_of("muon", bias_learning_rate=20))
+    _, shifts, whiten = optimizers[0].param_groups
+    assert [id(p) for p in whiten["params"]] == [id(model.get_parameter("whiten.bias"))]
+    rates = []
+    for done in (0, 3 / 16, 3 / 8, 3 / 4):
+        set_rates(optimizers, Schedule(shape="linear"), done)
+        rates += [shifts["lr"], whiten["lr"]]
+    assert rates == pytest.approx([20, 20, 20 * 13 / 16, 10, 20 * 5 / 8, 0, 5, 0])
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -215,6 +215,14 @@ def test_fast_block_may_have_one_convolution_less() -> None:
         build("fast_resnet", 10, {"convolutions": 4})
 
 
+def test_fast_block_without_a_shortcut_gives_what_its_last_norm_gives() -> None:
+    block = FastBlock(8, 16, convolutions=2, shortcut=False).eval()
+    block.norm2.weight.data.zero_()
+    block.norm2.bias.data.fill_(1.0)
+    y = block(torch.randn(2, 8, 6, 6))
+    assert torch.equal(y, torch.nn.functional.gelu(torch.ones(2, 16, 3, 3)))
+
+
 def test_first_layer_whitens_the_training_pictures() -> None:
     torch.manual_seed(0)
     # Neighbouring pixels and channels go together, as in photos.
