@@ -24,7 +24,7 @@ from training.artifact import Manifest
 from training.device import choose_device, describe
 from training.progress import clock
 
-RECIPES = {"cpu": ("cpu-quick", "cpu"), "cuda": ("sprint", "accurate", "resnet18", "wide")}
+RECIPES = {"cpu": ("cpu-quick", "cpu-sprint", "cpu"), "cuda": ("sprint", "accurate", "resnet18", "wide")}
 HEADER = (
     "| recipe | test accuracy | cold process | epochs alone | seeds | machine | data | date |\n" + "| --- " * 8 + "|"
 )
