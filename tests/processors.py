@@ -31,7 +31,7 @@ def every() -> Iterator[None]:
         yield
         return
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, ALL)
+    use_all()
     try:
         yield
     finally:

@@ -201,7 +201,7 @@ def _stem(width: int, kind: Literal["cifar", "imagenet"], activated: bool) -> nn
 
 
 class FastBlock(nn.Module):
-    """Convolution and pooling, then one or two convolutions with a shortcut: most work is done at the smaller size."""
+    """Convolution and pooling, then one or two more convolutions: most work is done at the smaller size."""
 
     def __init__(self, inputs: int, outputs: int, convolutions: Literal[2, 3] = 3, shortcut: bool = True) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ def _shift_norm(channels: int) -> nn.BatchNorm2d:
 
 
 class FastResNet(nn.Module):
-    """Three residual blocks behind a whitening layer: the most accuracy for the least arithmetic on a CPU.
+    """Three blocks behind a whitening layer, residual or not: the most accuracy for the least arithmetic on a CPU.
 
     The ideas are Jordan's (2024, arXiv:2404.00498): the first layer is set to whiten 2x2 patches of the training
     pictures and stays as it is, convolutions start as the identity, pooling is early. Input float [N, 3, H, W],

@@ -37,10 +37,12 @@ def silence(layers: nn.Module, silent: dict[int, Tensor]) -> None:
             module.running_mean[silent[module.num_features]] = 0
 
 
-@pytest.mark.parametrize("convolutions", [2, 3])
-def test_channels_that_carry_nothing_go_without_effect_fast_resnet(convolutions: int) -> None:
-    wide = network("fast_resnet", {"widths": [16, 32, 64], "convolutions": convolutions})
-    narrow = network("fast_resnet", {"widths": [8, 20, 24], "convolutions": convolutions})
+@pytest.mark.parametrize(
+    "arguments", [{}, {"convolutions": 2}, {"convolutions": 2, "shortcut": False, "whiten_bias": True}], ids=str
+)
+def test_channels_that_carry_nothing_go_without_effect_fast_resnet(arguments: dict[str, object]) -> None:
+    wide = network("fast_resnet", {"widths": [16, 32, 64], **arguments})
+    narrow = network("fast_resnet", {"widths": [8, 20, 24], **arguments})
     silence(wide.get_submodule("blocks"), {16: chosen(8, 16), 32: chosen(12, 32), 64: chosen(40, 64)})
     pruning.shrink(wide, narrow)
     images = torch.randn(4, 3, 32, 32)

@@ -12,6 +12,10 @@ from training.quantiser import QuantisedConv2d, Quantiser
 
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "fast": ("fast_resnet", {"widths": [8, 16, 16]}),
+    "no shortcuts": (
+        "fast_resnet",
+        {"widths": [8, 16, 16], "convolutions": 2, "shortcut": False, "whiten_bias": True},
+    ),
     "projections": ("resnet18", {"width": 4}),
     "padding": ("resnet20", {"width": 4}),
     "bottlenecks behind a pooling": ("resnet", {"block": "bottleneck", "blocks": [1, 1], "stem": "imagenet"}),
