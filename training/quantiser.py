@@ -2,9 +2,10 @@
 
 The scheme is that of Jacob et al. (2018, arXiv:1712.05877) as Nagel et al. (2021, arXiv:2106.08295) recommend it for
 networks that are trained already: weights in int8, symmetric, with a scale for each output channel; activations in
-uint8, affine, with one scale and zero point for each tensor. The head stays in float: it is little work, and every
-answer goes through it. Values are rounded where a runtime with integer kernels can make one of a convolution, what is
-added to its sums, the activation and the rounding.
+uint8, affine, with one scale and zero point for each tensor. Weights use half of the range of int8, so that processors
+without VNNI compute the same. The head stays in float: it is little work, and every answer goes through it. Values are
+rounded where a runtime with integer kernels can make one of a convolution, what is added to its sums, the activation
+and the rounding.
 """
 
 import operator
@@ -19,7 +20,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from training import evaluate
 
 _LEVELS = 255  # steps between the lowest and the highest uint8
-_LARGEST = 127  # of int8 weights; -128 is left out, so that the levels lie symmetric around 0
+# Of int8 weights. Without VNNI, x86-64 adds two products in 16 bits, and what does not fit is cut off (VPMADDUBSW):
+# 2 x 255 x 63 does.
+_LARGEST = 63
 _FAINT = 1e-6  # a filter with only smaller weights is as good as none; their scale would be none for a runtime either
 _SHARES = torch.linspace(0.3, 1, 36).tolist()  # of the range seen that are tried
 _SAMPLE = 50_000  # values of a tensor that are remembered from each batch

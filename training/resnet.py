@@ -13,6 +13,9 @@ from training.errors import InputError
 from training.pyramid import Pyramid
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+# With fewer, the gradient of a strided 1x1 convolution in channels_last crashes on processors with AVX2 and no AVX-512
+# (oneDNN 3.12, in torch 2.14).
+Width = Annotated[int, Field(ge=8)]
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -130,7 +133,7 @@ class ResNet(nn.Module):
         classes: number of classes.
         blocks: blocks in each stage.
         block: one of `BLOCKS`.
-        width: channels of the stem, and of the first stage before `widen` and the block's expansion.
+        width: channels of the stem, and of the first stage before `widen` and the block's expansion; at least 8.
         widen: how many times wider the stages are than their names say; the k of a Wide ResNet.
         stem: `cifar` is a 3x3 convolution that keeps the size; `imagenet` is a 7x7 convolution and a max-pooling that
             leave a quarter of it, made for pictures of about 224 pixels.
@@ -148,7 +151,7 @@ class ResNet(nn.Module):
         blocks: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=6)],
         *,
         block: Literal["basic", "bottleneck", "wide"] = "basic",
-        width: PositiveInt = 64,
+        width: Width = 64,
         widen: PositiveInt = 1,
         stem: Literal["cifar", "imagenet"] = "cifar",
         shortcut: Literal["project", "pad"] = "project",

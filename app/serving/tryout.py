@@ -4,6 +4,7 @@ Started as `python -m app.serving.tryout REQUEST`; writes one line of JSON for e
 for every engine that it is done with.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -121,9 +122,12 @@ def _batch(reference: Probe, size: int) -> Pixels:
 
 
 def _main(arguments: Sequence[str]) -> None:
-    for line in run(Request.model_validate_json(arguments[0])):
-        sys.stdout.write(line.model_dump_json() + "\n")
-        sys.stdout.flush()
+    # Libraries write to standard output as well, NNCF its progress: theirs goes where errors go.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as results:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        for line in run(Request.model_validate_json(arguments[0])):
+            results.write(line.model_dump_json() + "\n")
+            results.flush()
 
 
 if __name__ == "__main__":

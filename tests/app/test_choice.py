@@ -68,6 +68,11 @@ def test_engine_that_is_wanted_is_used_though_it_disagrees(tmp_path: Path) -> No
     assert opened(folder, tmp_path / "engines", "openvino-f32").kind == "openvino-f32"
 
 
+def test_integers_are_made_where_they_are_wanted(tmp_path: Path) -> None:
+    folder = artifacts.write(tmp_path, "cifar10", seed=1)
+    assert opened(folder, tmp_path / "engines", "openvino-int8").kind == "openvino-int8"
+
+
 def test_artifact_without_probe_is_tried_on_noise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = artifacts.write(tmp_path, "cifar10", seed=1, probed=False)
     assert opened(folder, None).curve.rate > 0

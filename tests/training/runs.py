@@ -31,7 +31,7 @@ def narrow(name: str) -> list[str]:
     """What makes a recipe's network small, its pictures 32 pixels and its batches 16; the rates fall with the batch."""
     chosen = recipe.load(name)
     fast = chosen.network.architecture == "fast_resnet"
-    width = "network.arguments.widths=[8, 16, 16]" if fast else "network.arguments.width=4"
+    width = "network.arguments.widths=[8, 16, 16]" if fast else "network.arguments.width=8"
     rates = ("learning_rate", "head_learning_rate", "bias_learning_rate")
     share = 16 / chosen.batch_size
     scaled = [f"optimizer.{rate}={getattr(chosen.optimizer, rate) * share}" for rate in rates]

@@ -13,7 +13,7 @@ from training import compare, data, recipe, run
 from training.artifact import Manifest
 from training.digest import file_sha256
 
-OVERRIDES = ("network.arguments={width=4}", "batch_size=16", "optimizer.learning_rate=0.05", "validation=1000")
+OVERRIDES = ("network.arguments={width=8}", "batch_size=16", "optimizer.learning_rate=0.05", "validation=1000")
 KINDS = ("disc", "cross")
 
 

@@ -155,7 +155,7 @@ def test_an_added_class_can_be_trained_through_with_distillation(models: Path, r
 def test_a_class_cannot_be_added_to_a_base_of_which_no_picture_is_left(
     tmp_path: Path, shapes: Path, rings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = recipe.load("resnet20", ["network.arguments={width=4}", "epochs=1", "batch_size=16", "replay=0"])
+    chosen = recipe.load("resnet20", ["network.arguments={width=8}", "epochs=1", "batch_size=16", "replay=0"])
     run.train(run.Job(chosen, str(shapes), "shapes", tmp_path, device="cpu"))
     monkeypatch.setenv("REFIT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="--base-data"):

@@ -12,8 +12,8 @@ from training.resnet import build
 
 NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
     "fast_resnet": ({"widths": [8, 16, 16]}, 5),
-    "resnet20": ({"width": 4}, 11),
-    "resnet18": ({"width": 4}, 10),
+    "resnet20": ({"width": 8}, 11),
+    "resnet18": ({"width": 8}, 10),
 }
 
 

@@ -52,7 +52,7 @@ def test_channels_that_carry_nothing_go_without_effect_fast_resnet(arguments: di
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet20"])
 def test_channels_that_carry_nothing_go_without_effect_resnet(architecture: str) -> None:
-    wide, narrow = network(architecture, {"width": 8}), network(architecture, {"width": 4})
+    wide, narrow = network(architecture, {"width": 8}), network(architecture, {"width": 8})
     silent = {8: chosen(4, 8)}
     for width in (8, 16, 32):
         # A shortcut without weights passes its channels on in the middle of twice as many.

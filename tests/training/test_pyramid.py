@@ -11,7 +11,7 @@ from training.layers import head_of
 from training.pyramid import Pyramid
 from training.resnet import build
 
-ARCHITECTURES: dict[str, dict[str, Any]] = {"fast_resnet": {"widths": [8, 16, 16]}, "resnet20": {"width": 4}}
+ARCHITECTURES: dict[str, dict[str, Any]] = {"fast_resnet": {"widths": [8, 16, 16]}, "resnet20": {"width": 8}}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -23,7 +23,7 @@ def split(labels: list[int], first: int, size: int = 16) -> Split:
 def model(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> tuple[Path, Manifest]:
     """A model of the shapes, trained for one epoch."""
     models = tmp_path_factory.mktemp("models")
-    chosen = recipe.load("resnet20", ["network.arguments={width=4}", "epochs=1", "batch_size=16", "replay=6"])
+    chosen = recipe.load("resnet20", ["network.arguments={width=8}", "epochs=1", "batch_size=16", "replay=6"])
     manifest = run.train(run.Job(chosen, str(shapes), "shapes", models, device="cpu"))
     return artifact.folder(models, "shapes", 1), manifest
 

@@ -11,12 +11,12 @@ from torchvision import models
 from training.errors import InputError
 from training.resnet import ARCHITECTURES, FastBlock, FastResNet, PadShortcut, ResNet, build
 
-SMALL: dict[str, dict[str, Any]] = {name: {"width": 4} for name in ARCHITECTURES}
+SMALL: dict[str, dict[str, Any]] = {name: {"width": 8} for name in ARCHITECTURES}
 SMALL |= {
     "fast_resnet": {"widths": [8, 16, 16]},
     "resnet": {"blocks": [1, 2], "block": "bottleneck", "width": 8, "stem": "imagenet"},
-    "wide_resnet16_8": {"width": 1, "block_dropout": 0.1},
-    "wide_resnet28_10": {"width": 1, "dropout": 0.1},
+    "wide_resnet16_8": {"width": 8, "block_dropout": 0.1},
+    "wide_resnet28_10": {"width": 8, "dropout": 0.1},
 }
 # Deep ones are the same blocks again; these show each kind.
 KINDS = ("fast_resnet", "resnet", "resnet18", "resnet20", "resnet50", "wide_resnet16_8")
@@ -116,7 +116,7 @@ def test_any_depth_by_arguments() -> None:
 
 def test_stems_differ_in_what_they_leave() -> None:
     pictures = torch.randn(1, 3, 64, 64)
-    sizes = [build("resnet18", 2, {"width": 4, "stem": stem}).stem(pictures).shape[2] for stem in ("cifar", "imagenet")]  # type: ignore[operator]
+    sizes = [build("resnet18", 2, {"width": 8, "stem": stem}).stem(pictures).shape[2] for stem in ("cifar", "imagenet")]  # type: ignore[operator]
     assert sizes == [64, 16]
 
 
@@ -124,7 +124,7 @@ def test_dropout_drops_in_training_only() -> None:
     torch.manual_seed(0)
     pictures = torch.randn(4, 3, 32, 32)
     for argument in ("dropout", "block_dropout"):
-        network = build("wide_resnet16_8", 2, {"width": 1, argument: 0.5})
+        network = build("wide_resnet16_8", 2, {"width": 8, argument: 0.5})
         assert not torch.equal(network(pictures), network(pictures))
         assert torch.equal(network.eval()(pictures), network(pictures))
 
@@ -176,8 +176,8 @@ def test_seed_decides_the_weights(architecture: str) -> None:
 
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 def test_blocks_start_as_their_shortcut_unless_told_otherwise(block: str) -> None:
-    arguments = {"blocks": [2], "block": block, "width": 4}
-    x = torch.rand(2, 4 * (4 if block == "bottleneck" else 1), 6, 6)
+    arguments = {"blocks": [2], "block": block, "width": 8}
+    x = torch.rand(2, 8 * (4 if block == "bottleneck" else 1), 6, 6)
     starts = {zero: build("resnet", 2, {**arguments, "zero_init": zero}).stages[1] for zero in (True, False)}  # type: ignore[index]
     torch.testing.assert_close(starts[True](x), x)  # type: ignore[operator]
     assert not torch.allclose(starts[False](x), x)  # type: ignore[operator]
@@ -192,9 +192,9 @@ def test_shortcut_without_weights_takes_every_second_pixel() -> None:
 
 
 def test_stages_halve_the_size() -> None:
-    network = ResNet(10, (1, 2, 1), width=4)
+    network = ResNet(10, (1, 2, 1), width=8)
     features = network.stages(network.stem(torch.randn(1, 3, 32, 32)))
-    assert features.shape == (1, 16, 8, 8)
+    assert features.shape == (1, 32, 8, 8)
 
 
 def test_fast_block_convolutions_start_as_the_identity() -> None:
@@ -264,7 +264,7 @@ def test_what_is_set_once_is_not_trained() -> None:
         ("resnet18", {"depth": 3}, "depth"),
         ("resnet18", {"width": "wide"}, "width"),
         ("resnet20", {"width": 0}, "width"),
-        ("resnet20", {"width": -4}, "width"),
+        ("resnet20", {"width": 7}, "width"),
         ("fast_resnet", {"widths": [64, 64]}, "widths"),
         ("fast_resnet", {"widths": [64, 0, 64]}, "widths"),
         ("fast_resnet", {"classes": 3}, "classes"),

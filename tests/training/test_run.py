@@ -227,7 +227,7 @@ def test_prune_writes_a_smaller_version_that_names_its_parent(models: Path, shap
     assert done.returncode == 0, done.stderr
     wide, pruned = (artifact.verify(artifact.folder(copied, "shapes", number)) for number in (1, 2))
     assert pruned.parent == "shapes@1"
-    assert pruned.arguments == {**wide.arguments, "width": 4}
+    assert pruned.arguments == {**wide.arguments, "width": 8}
     assert pruned.data == wide.data
     assert pruned.files[artifact.WEIGHTS].size < wide.files[artifact.WEIGHTS].size / 2
     assert artifact.read_aliases(copied, "shapes").production == 1
