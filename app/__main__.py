@@ -58,7 +58,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on. Default: APP_PORT.")] = None,
     workers: Annotated[int | None, typer.Option(help="Number of processes. Default: APP_WORKERS.")] = None,
 ) -> None:
-    """Serve the models in APP_MODELS_DIR until SIGTERM or Ctrl-C, with APP_FINETUNE_WORKERS workers beside it."""
+    """Serve the models in APP_MODELS_DIR until SIGTERM or Ctrl-C, and run fine-tune jobs beside it."""
     options = {"APP_HOST": host, "APP_PORT": port, "APP_WORKERS": workers}
     # Through the environment, the options reach the worker processes, which read their settings themselves.
     os.environ.update({name: str(value) for name, value in options.items() if value is not None})
@@ -67,7 +67,7 @@ def serve(
     signal.signal(signal.SIGTERM, _stopped)
     logging.config.dictConfig(_LOGGING)
     try:
-        with _shared_metrics(settings.workers), supervisor.workers(settings.finetune_workers):
+        with _shared_metrics(settings.workers), supervisor.workers(settings):
             uvicorn.run(
                 "app.main:create_app",
                 factory=True,
@@ -104,7 +104,7 @@ def worker(
     if supervised:
         end_with_parent()
         workflow.SUPERVISED.set()
-    Worker(settings).run()
+    Worker(settings).run(stay=not supervised)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Settings(BaseSettings):
         description="Database of the jobs, postgresql://USER:PASSWORD@HOST/NAME; unset: SQLite in the data folder.",
     )
     finetune_workers: int = Field(
-        1, ge=0, description="Fine-tune workers that `serve` starts and keeps running; 0: none on this machine."
+        1, ge=0, description="Fine-tune workers that `serve` runs while there are jobs; 0: none on this machine."
     )
     finetune_threads: int = Field(
         0, ge=0, description="Threads that a fine-tune computes with; 0: as many as there are processors."

@@ -95,6 +95,11 @@ class JobQueue:
         found.sort(key=lambda status: (status.created_at or 0, status.workflow_id), reverse=True)
         return [self._job(status) for status in found]
 
+    def has_unfinished(self) -> bool:
+        """Whether any job waits or runs, here or elsewhere."""
+        with self._connected() as client:
+            return bool(client.list_workflows(name=WORKFLOW, status=UNFINISHED, limit=1, load_input=False))
+
     def cancel(self, job: str) -> Job:
         """Cancel a job; a worker that runs it ends it within a second. Cancelling again changes nothing.
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from secrets import token_hex
 
-from dbos import DBOS
+from dbos import DBOS, WorkflowStatus
 
 from app.jobs import workflow
 from app.jobs.folder import prune
@@ -23,6 +23,7 @@ _WORKFLOW_VERSION = "1"
 _POLL_SECONDS = 1.0
 _LOOK_SECONDS = 2
 _LOOKS_A_PRUNE = 30
+_IDLE_LOOKS = 8
 
 
 class Worker:
@@ -38,8 +39,12 @@ class Worker:
         self._id = token_hex(8)
         self._unrecorded: set[str] = set()
 
-    def run(self) -> None:
-        """Work until SIGTERM or Ctrl-C; a job that is running then goes on from its last epoch after the next start."""
+    def run(self, *, stay: bool) -> None:
+        """Work until SIGTERM or Ctrl-C; a job that is running then goes on from its last epoch after the next start.
+
+        Args:
+            stay: whether to wait for further jobs after a while without any; the process ends with code 0 if not.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             # No tidy end: the training process ends with this one, and its job must not be recorded as failed.
             signal.signal(number, lambda *_: os._exit(0))
@@ -50,12 +55,24 @@ class Worker:
             hidden.rename(self._workers / self._id)  # seen by other workers only now that it is locked
             self._launch()
             log.info("Worker %s, process %d, waits for jobs", self._id, os.getpid())
-            for look in itertools.count():
-                self._recover_others()
-                self._check_recorded()
-                if look % _LOOKS_A_PRUNE == 0:
-                    self._prune()
-                time.sleep(_LOOK_SECONDS)
+            self._look_after_jobs(stay)
+            log.info("Worker %s ends: there are no jobs", self._id)
+            # As untidy as a signal's, and as safe: a job that it took up just now goes on with the next worker.
+            os._exit(0)
+
+    def _look_after_jobs(self, stay: bool) -> None:
+        idle = 0
+        for look in itertools.count():
+            self._recover_others()
+            unfinished = DBOS.list_workflows(name=WORKFLOW, status=UNFINISHED, load_input=False)
+            self._check_recorded(unfinished)
+            idle = 0 if unfinished else idle + 1
+            ends = idle > _IDLE_LOOKS and not stay
+            if ends or look % _LOOKS_A_PRUNE == 0:
+                self._prune(unfinished)
+            if ends:
+                return
+            time.sleep(_LOOK_SECONDS)
 
     def _launch(self) -> None:
         DBOS(
@@ -95,19 +112,19 @@ class Worker:
                 log.warning("Worker %s is dead; its job %s goes on", path.name, handle.get_workflow_id())
             path.unlink()
 
-    def _check_recorded(self) -> None:
+    def _check_recorded(self, unfinished: list[WorkflowStatus]) -> None:
         """End this process if it is done with a job and could not store what came of it, as on a full disk.
 
         The job is taken up again by the next worker, and there is no other way back: the queue takes it for running.
         """
-        begun = DBOS.list_workflows(status="PENDING", executor_id=self._id, load_input=False)
-        unrecorded = {found.workflow_id for found in begun} - workflow.RUNNING
+        begun = {job.workflow_id for job in unfinished if job.status == "PENDING" and job.executor_id == self._id}
+        unrecorded = begun - workflow.RUNNING
         # Seen twice, or it may be a job that begins or ends just now.
         if lost := unrecorded & self._unrecorded:
             log.error("What came of the jobs %s cannot be stored; this worker ends", ", ".join(sorted(lost)))
             os._exit(1)
         self._unrecorded = unrecorded
 
-    def _prune(self) -> None:
-        active = {found.workflow_id for found in DBOS.list_workflows(name=WORKFLOW, status=UNFINISHED)}
+    def _prune(self, unfinished: list[WorkflowStatus]) -> None:
+        active = {job.workflow_id for job in unfinished}
         prune(self._settings.data_dir, active, int(self._settings.keep_datasets_mb * 1_000_000))

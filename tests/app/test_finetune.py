@@ -300,6 +300,18 @@ def database(request: pytest.FixtureRequest) -> Iterator[dict[str, object]]:
         yield {"database_url": url}
 
 
+def test_a_worker_runs_only_while_there_are_jobs(models: Path) -> None:
+    with running(models) as (server, client):
+        for number in (1, 2):
+            job = accepted(submit(client, ARCHIVE, name="shapes", **SHORT))
+            worker = worker_process(server)
+            assert sum("waits for jobs" in line for line in server.log) == number
+            assert wait(client, job, ended)["status"] == "succeeded"
+            wait_gone(worker)
+            assert sum("ends: there are no jobs" in line for line in server.log) == number
+    assert versions(models, "shapes") == [1, 2]
+
+
 def test_two_workers_share_the_queue(models: Path, database: dict[str, object]) -> None:
     with running(models, finetune_workers=2, **database) as (server, client):
         # Jobs of one model wait for one another, jobs of two models run at once.
