@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from app.errors import QueueUnavailableError
 from app.jobs.queue import JobQueue
 from app.serving.placement import unplaced
 from app.settings import Settings
@@ -24,8 +23,8 @@ _STOP_SECONDS = 5.0
 def workers(settings: Settings) -> Iterator[None]:
     """Run `APP_FINETUNE_WORKERS` workers whenever there are jobs, until the block ends.
 
-    A worker that waits costs 0.01 processors and 100 MB of memory, looking for a job a tenth of that: one that finds
-    nothing to do ends, and is started when there is a job, wherever that was sent to.
+    A worker that waits costs processor time and memory, so one that finds nothing to do ends, and is started when
+    there is a job, wherever that was sent to.
     """
     queue = JobQueue(settings)
     keepers = [_Keeper(queue) for _ in range(settings.finetune_workers)]
@@ -80,9 +79,9 @@ class _Keeper:
                 if self._queue.has_unfinished():
                     return
                 reachable = True
-            except QueueUnavailableError as error:
+            except Exception as error:  # whatever a database driver may raise: it can be back at the next look
                 if reachable:
-                    log.error("No fine-tune can run for now. %s", error)  # noqa: TRY400 (the reason is in its text)
+                    log.error("No fine-tune can run for now. %s: %s", type(error).__name__, error)  # noqa: TRY400
                 reachable = False
             self._stopping.wait(_LOOK_SECONDS)
 

@@ -211,12 +211,17 @@ def test_unknown_jobs_and_queued_ones_that_are_cancelled(client: httpx.Client) -
 
 def test_without_the_database_pictures_are_served_all_the_same(models: Path) -> None:
     nowhere = "postgresql://nobody@127.0.0.1:1/refit"
-    with serve(models, database_url=nowhere) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+    with (
+        serve(models, database_url=nowhere, finetune_workers=1) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
         answer = client.get("/finetune")
         assert answer.status_code == 503
         assert answer.json()["type"] == "urn:refit:problem:queue-unavailable"
         assert int(answer.headers["retry-after"]) > 0
         assert client.post("/predict", files={"file": encode(draw("disc", 1))}).status_code == 200
+        # Said once, however often it is tried.
+        assert sum("No fine-tune can run for now" in line for line in server.log) == 1
 
 
 def test_a_key_is_asked_for(models: Path) -> None:
