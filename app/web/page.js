@@ -29,6 +29,9 @@ async function classify(files) {
   const query = new URLSearchParams({top_k: MAX_TOP, ...($("model").value && {model: $("model").value})});
   const {predictions} = await (await call(`predict?${query}`, {method: "POST", body})).json();
   $("answers").replaceChildren(...predictions.map((prediction, index) => answerItem(prediction, pictures[index])));
+  // Pictures are stored a moment after their answer; whoever asks for one waits for that.
+  const last = predictions.findLast(({id}) => id);
+  if (last) await call(`feedback/${last.id}/picture`);
   await fillFeedback();
 }
 

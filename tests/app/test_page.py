@@ -175,6 +175,7 @@ def test_predictions_are_corrected_and_trained_on(browser: Browser, tmp_path: Pa
             page.click("#key button")
             expect(page.locator("#model")).to_have_value("pets")
             choose(page, *map(pictures.png, range(5)))
+            expect(page.locator("#feedback-count")).to_contain_text("0 labelled, 5 wait")
             label(page, page.locator("#answers li").first, "newt")
             expect(page.locator("#answers li").first).to_contain_text("right label: newt")
             expect(page.locator("#feedback-count")).to_contain_text("1 labelled, 4 wait")
