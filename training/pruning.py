@@ -26,7 +26,7 @@ from training.sink import Sink
 log = logging.getLogger(__name__)
 
 _RATE = 0.3  # of the recipe's learning rates: enough to mend what is missing, too little to begin anew
-_MULTIPLE = 4  # of channels, so that vector instructions are filled
+_MULTIPLE = 8  # of channels, so that vector instructions are filled
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,11 @@ def _recipe(base: Base, network: nn.Module, task: Pruning) -> Recipe:
     rates = ("learning_rate", "head_learning_rate", "bias_learning_rate")
     lower = {key: _RATE * getattr(recipe.optimizer, key) for key in rates}
     arguments = {**base.manifest.arguments, **_narrower(network, task.keep)}
+    if arguments == base.manifest.arguments:
+        raise InputError(
+            f"--keep {task.keep} takes nothing out of {base}: channels go {_MULTIPLE} at a time. Choose a smaller "
+            "share, or leave the network as it is."
+        )
     return recipe.model_copy(
         update={
             "epochs": task.epochs,

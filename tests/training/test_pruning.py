@@ -52,9 +52,9 @@ def test_channels_that_carry_nothing_go_without_effect_fast_resnet(arguments: di
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet20"])
 def test_channels_that_carry_nothing_go_without_effect_resnet(architecture: str) -> None:
-    wide, narrow = network(architecture, {"width": 8}), network(architecture, {"width": 8})
-    silent = {8: chosen(4, 8)}
-    for width in (8, 16, 32):
+    wide, narrow = network(architecture, {"width": 16}), network(architecture, {"width": 8})
+    silent = {16: chosen(8, 16)}
+    for width in (16, 32, 64):
         # A shortcut without weights passes its channels on in the middle of twice as many.
         pad = width // 2
         before, after = chosen(pad // 2, pad), chosen(pad // 2, pad) + width + pad

@@ -232,6 +232,9 @@ def test_prune_writes_a_smaller_version_that_names_its_parent(models: Path, shap
     assert pruned.files[artifact.WEIGHTS].size < wide.files[artifact.WEIGHTS].size / 2
     assert artifact.read_aliases(copied, "shapes").production == 1
     assert "pruned from shapes@1 to weights of" in done.stdout
+    again = training("prune", "--model", "shapes@2", *arguments[3:], "--keep", "0.5")
+    assert again.returncode == 2
+    assert "takes nothing out of shapes@2" in again.stderr
 
 
 def test_prune_refuses_a_share_that_leaves_nothing_or_all(models: Path, shapes: Path) -> None:
