@@ -9,7 +9,7 @@ FAST = (*TINY, "--set", "validation=20", "--set", "optimizer.learning_rate=0.05"
 # What a resumed run has to take up again besides the weights: averages, random choices on the host, dropout.
 METHODS = (
     "--set",
-    "network.arguments={width=12, block_dropout=0.1}",
+    "network.arguments={width=8, block_dropout=0.1}",
     *("--set", "average.decay=0.9", "--set", "augment.policy=trivial", "--set", "augment.mixup=0.2"),
 )
 

@@ -56,13 +56,18 @@ def fitted(name: str) -> nn.Module:
     return made
 
 
+# The finer the weights, the less rounding hides that something was folded or placed wrongly.
+@pytest.mark.parametrize(("largest", "bound"), [(63, 0.5), (127, 0.05)])
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.inference_mode()
-def test_its_answers_are_nearly_those_of_the_network_it_was_made_of(name: str) -> None:
+def test_its_answers_are_nearly_those_of_the_network_it_was_made_of(
+    name: str, largest: int, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantiser, "_LARGEST", largest)
     images = normalise(pictures(20))
-    expected, found = network(name)(images), fitted(name)(images)
+    expected, found = network(name)(images), fitted.__wrapped__(name)(images)
     assert not torch.equal(found, expected)
-    assert (found - expected).square().mean() < 0.5 * expected.var(0).mean()
+    assert (found - expected).square().mean() < bound * expected.var(0).mean()
 
 
 @pytest.mark.parametrize("name", NETWORKS)

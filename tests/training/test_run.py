@@ -4,7 +4,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -220,19 +219,21 @@ def test_recipes_are_listed_with_what_they_reached() -> None:
         assert recipe.load(name).reached[:20] in done.stdout
 
 
-def test_prune_writes_a_smaller_version_that_names_its_parent(models: Path, shapes: Path, tmp_path: Path) -> None:
-    copied = Path(shutil.copytree(models, tmp_path / "models"))
-    arguments = ("prune", "--model", "shapes@1", "--data", shapes, "--models", copied, "--device", "cpu")
+def test_prune_writes_a_smaller_version_that_names_its_parent(shapes: Path, tmp_path: Path) -> None:
+    place = ("--data", shapes, "--models", tmp_path, "--device", "cpu")
+    wider = ("--set", "network.arguments={width=16}", "--set", "epochs=1")
+    assert training("train", *FAST, *wider, "--name", "shapes", *place).returncode == 0
+    arguments = ("prune", "--model", "shapes@1", *place)
     done = training(*arguments, "--keep", "0.5", "--epochs", "2")
     assert done.returncode == 0, done.stderr
-    wide, pruned = (artifact.verify(artifact.folder(copied, "shapes", number)) for number in (1, 2))
+    wide, pruned = (artifact.verify(artifact.folder(tmp_path, "shapes", number)) for number in (1, 2))
     assert pruned.parent == "shapes@1"
     assert pruned.arguments == {**wide.arguments, "width": 8}
     assert pruned.data == wide.data
     assert pruned.files[artifact.WEIGHTS].size < wide.files[artifact.WEIGHTS].size / 2
-    assert artifact.read_aliases(copied, "shapes").production == 1
+    assert artifact.read_aliases(tmp_path, "shapes").production == 1
     assert "pruned from shapes@1 to weights of" in done.stdout
-    again = training("prune", "--model", "shapes@2", *arguments[3:], "--keep", "0.5")
+    again = training("prune", "--model", "shapes@2", *place, "--keep", "0.5")
     assert again.returncode == 2
     assert "takes nothing out of shapes@2" in again.stderr
 

@@ -40,8 +40,7 @@ def test_evaluate_judges_corrupted_and_unknown_pictures_and_draws_what_it_found(
     assert len(figures["corruptions"]["accuracy"]["gaussian_noise"]) == 5
     assert figures["novelty"]["known"] == figures["count"]
     assert figures["novelty"]["unknown"] == 40
-    # How well so small a network tells noise from shapes is chance; that the scores can is seen in test_novelty.
-    assert all(0 < figures["novelty"]["auroc"][score] <= 1 for score in ("max_probability", "nearest_features"))
+    assert figures["novelty"]["auroc"]["nearest_features"] > 0.8
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "confusion.png",
         "reliability.png",
