@@ -33,7 +33,7 @@ def tune_for_training(device: torch.device) -> None:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products run in hardware there."""
+    """Whether training in bfloat16 is faster there than in float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return machine.fast_bfloat16()

@@ -38,7 +38,7 @@ def possible(device: Literal["cpu", "cuda"]) -> tuple[Kind, ...]:
     """
     if device == "cuda":
         return ("torchscript-f16", "torchscript-f32")
-    half = machine.fast_bfloat16()
+    half = machine.has_bfloat16()
     kinds: tuple[tuple[Kind, bool], ...] = (
         ("openvino-bf16", half and openvino.available()),
         ("openvino-f32", openvino.available()),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from training import machine
 
@@ -77,6 +78,29 @@ def test_processors_are_divided_among_processes(every_processor: None) -> None:
     own = machine.processors()
     assert machine.divide() == machine.Shares(engine=own, decode=own + 1)
     assert machine.divide(10_000) == machine.Shares(engine=1, decode=2)
+
+
+@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="needs Linux on x86-64")
+def test_instructions_for_bfloat16_are_those_that_torch_finds() -> None:
+    able = torch.cpu.get_capabilities()
+    assert machine.has_bfloat16() == bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "has", "fast"),
+    [
+        ("vendor_id\t: GenuineIntel\nflags\t\t: avx512f avx512_bf16 amx_bf16 amx_tile\n", True, True),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: avx512f avx512_bf16\n", True, False),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: avx512f avx512_bf16\n", True, True),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: avx2\n", False, False),
+        ("Features\t: asimd bf16\n", True, True),
+        ("", False, False),
+    ],
+)
+def test_bfloat16_is_fast_by_the_kind_of_processor(tmp_path: Path, cpuinfo: str, has: bool, fast: bool) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text(cpuinfo)
+    assert (machine.has_bfloat16(told), machine.fast_bfloat16(told)) == (has, fast)
 
 
 def test_description_names_the_processor_and_no_host() -> None:
