@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _POWER = 8  # of the largest probability; near 11 the held-out likelihood on CIFAR-10 is greatest, and flat around it
-_LOG_LIMIT = 3.0  # of temperatures, so e^-3 to e^3: where every answer is right, they would fall to 0
+_LOG_LIMIT = 3.0  # of temperatures, so e^-3 to e^3: where every answer is wrong, they would rise without end
 _CHI_SQUARE_95 = 3.84  # of one degree of freedom: what a second temperature has to gain to be taken (Wilks 1938)
 
 
@@ -38,7 +38,9 @@ class Calibration(nn.Module):
         This calibrates the probability of the answer (top-label calibration, Gupta & Ramdas 2022, arXiv:2107.08353),
         which is what users act upon; cross entropy also weighs how the rest is spread over the other classes. A second
         temperature is taken only where it makes the outcome significantly more likely (likelihood-ratio test at 95 %),
-        so that a few dozen pictures do not bend the curve.
+        so that a few dozen pictures do not bend the curve. For the same reason n right answers count as right with a
+        probability of (n + 1) / (n + 2), and wrong ones likewise (Platt 1999, Probabilistic outputs for support vector
+        machines, section 2.2): 38 right answers of 38 are no evidence of more than 97.5 %.
 
         Args:
             logits: uncalibrated, float [N, classes], of pictures that were not trained on.
@@ -62,6 +64,7 @@ def _least_loss(logits: Tensor, labels: Tensor, count: int) -> tuple[list[float]
     """The best `count` temperatures, and the mean negative log-likelihood of right and wrong under them, in nats."""
     answer = logits.argmax(1)
     right = answer == labels
+    believed = torch.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2))
     answered = F.one_hot(answer, logits.shape[1]).bool()
     free = torch.zeros(count, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([free], max_iter=100, line_search_fn="strong_wolfe")
@@ -72,7 +75,7 @@ def _least_loss(logits: Tensor, labels: Tensor, count: int) -> tuple[list[float]
     def loss() -> Tensor:
         probabilities = _scaled(logits, inverses()[0], inverses()[-1]).log_softmax(1)
         wrong = probabilities.masked_fill(answered, -torch.inf).logsumexp(1)
-        return -torch.where(right, probabilities.amax(1), wrong).mean()
+        return -(believed * probabilities.amax(1) + (1 - believed) * wrong).mean()
 
     def closure() -> Tensor:
         optimizer.zero_grad()

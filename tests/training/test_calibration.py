@@ -51,6 +51,14 @@ def test_one_temperature_is_kept_where_a_second_gains_nothing() -> None:
     assert fitted.certain == fitted.undecided
 
 
+def test_a_few_right_answers_are_no_evidence_of_certainty() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(38) % CLASSES
+    logits = 3 * F.one_hot(labels, CLASSES) + torch.rand(38, CLASSES, generator=generator)
+    confidence = Calibration.fit(logits, labels)(logits).softmax(1).amax(1)
+    assert float(confidence.mean()) == pytest.approx(39 / 40, abs=0.005)
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_answers_that_are_all_right_or_all_wrong_still_give_finite_temperatures(flip: bool) -> None:
     labels = torch.arange(8) % 4
