@@ -39,22 +39,30 @@ def score(
     name, version = artifact.resolve(models, model)
     folder = artifact.folder(models, name, version)
     manifest = artifact.verify(folder)
-    dataset = data.load(source, manifest.input_size, least_classes=1)
-    strange = [label for label in dataset.classes if label not in manifest.classes]
-    if strange:
-        raise InputError(f"{model} does not know the classes {strange}; it knows {list(manifest.classes)}.")
-    chosen = _choose_split(dataset, manifest, split)
-    place = torch.tensor([manifest.classes.index(label) for label in dataset.classes])
+    chosen, digest = pictures(manifest, source, split)
     script = export.load_script(folder / artifact.SCRIPT, torch.device("cpu"))
     out = evaluate.logits(script, lambda batch: batch, chosen.images, torch.device("cpu"))
-    labels = place[chosen.labels]
-    found: dict[str, Any] = {"model": name, "version": version, "split": split, "data_sha256": dataset.sha256}
-    found |= evaluate.metrics(out, labels, manifest.classes)
+    found: dict[str, Any] = {"model": name, "version": version, "split": split, "data_sha256": digest}
+    found |= evaluate.metrics(out, chosen.labels, manifest.classes)
     if corruptions:
-        found["corruptions"] = corruption.accuracies(script, chosen.images, labels)
+        found["corruptions"] = corruption.accuracies(script, chosen.images, chosen.labels)
     if unknown is not None:
         found["novelty"] = _novelty(folder, manifest, script, chosen.images, unknown)
     return found
+
+
+def pictures(manifest: Manifest, source: str, split: str) -> tuple[data.Split, str]:
+    """A split of a source, labelled by the places of the model's classes, and the hash of the source.
+
+    Raises:
+        InputError: no such split, or classes that the model does not know.
+    """
+    dataset = data.load(source, manifest.input_size, least_classes=1)
+    strange = [label for label in dataset.classes if label not in manifest.classes]
+    if strange:
+        raise InputError(f"{manifest.name} does not know the classes {strange}; it knows {list(manifest.classes)}.")
+    place = torch.tensor([manifest.classes.index(label) for label in dataset.classes])
+    return _choose_split(dataset, manifest, split).relabelled(place), dataset.sha256
 
 
 def _novelty(folder: Path, manifest: Manifest, script: export.Script, known: Tensor, source: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The script that measures recipes, with tiny settings."""
+"""The scripts that measure recipes and versions, with tiny settings."""
 
 import subprocess
 import sys
@@ -44,3 +44,16 @@ def test_a_run_out_of_time_says_how_far_it_came(shapes: Path, tmp_path: Path) ->
     (row,) = bench(shapes, tmp_path, "--minutes", "0.2", "--set", "epochs=100000", "resnet20")
     assert "ended " in row
     assert artifact.versions(tmp_path, "resnet20-0") == []
+
+
+def test_a_version_answers_as_well_on_every_engine_as_its_manifest_says(shapes: Path, tmp_path: Path) -> None:
+    bench(shapes, tmp_path, "--set", "epochs=1", "resnet20")
+    recorded = artifact.read_manifest(artifact.folder(tmp_path, "resnet20-0", 1)).metrics["test"]
+    command = [sys.executable, "-m", "bench.engines", "resnet20-0@1", "--models", str(tmp_path), "--data", str(shapes)]
+    engines = ("torchscript-f32", "openvino-f32")
+    command += [part for engine in engines for part in ("--engine", engine)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
+    told = f"{recorded['accuracy']:.2%} of {recorded['count']} test pictures, calibration error "
+    told += f"{recorded['calibration_error']:.2%}"
+    judged = [line for line in lines if "test pictures" in line]
+    assert judged == [f"resnet20-0@1 {engine}: {told}" for engine in engines]
