@@ -28,7 +28,7 @@ from training.errors import InputError, TrainingError
 from training.evaluate import Scores
 from training.layers import drop_gradients, freeze, train_mode
 from training.normalisation import Normalisation
-from training.optim import make_optimizers, set_rates
+from training.optim import make_optimizers, retire, set_rates
 from training.recipe import Freeze, Recipe
 from training.sink import Epoch, Sink, Watch
 from training.trivial import trivial_augment
@@ -270,6 +270,8 @@ def _train_epoch(parts: _Parts, epoch: int, watch: Watch) -> tuple[float, float]
         images, targets = mixed(images, labels, parts.classes, recipe.augment, chance, generator)
         images = _resized(images, _low_size(recipe, done))
         whole = _Batch(images, targets, labels, None if weights is None else weights[chosen])
+        if parts.forward is parts.network:  # compiled, or shared by processes, it expects the same gradients throughout
+            retire(parts.optimizers, done)
         loss, right = _backward(parts, whole, generator)
         drop_gradients(parts.network, frozen)
         _take_step(parts, done)

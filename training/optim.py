@@ -138,6 +138,18 @@ def set_rates(optimizers: Iterable[torch.optim.Optimizer], schedule: Schedule, d
             group["lr"] = group["initial_lr"] * rate(schedule, min(1.0, done / group.get("until", 1.0)))
 
 
+def retire(optimizers: Iterable[torch.optim.Optimizer], done: float) -> None:
+    """Ask for no more gradients of the parameters whose rate has run out when the share `done` of all steps is behind.
+
+    Those of a first layer's bias alone cost about 6 % of a step on a CPU: the gradient of the whole map behind it.
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if done >= group.get("until", 1.0):
+                for parameter in group["params"]:
+                    parameter.requires_grad_(False)
+
+
 def rate(schedule: Schedule, done: float) -> float:
     """Share of the full learning rate after the share `done` (0 to 1) of all steps."""
     if done < schedule.warmup:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from training.layers import layers
-from training.optim import FilterMuon, make_optimizers, rate, set_rates
+from training.optim import FilterMuon, make_optimizers, rate, retire, set_rates
 from training.recipe import Optimizer, Schedule
 from training.resnet import build
 
@@ -146,6 +146,16 @@ def test_muon_trains_the_bias_of_the_whitening_layer_at_the_beginning() -> None:
         set_rates(optimizers, Schedule(shape="linear"), done)
         rates += [shifts["lr"], whiten["lr"]]
     assert rates == pytest.approx([20, 20, 20 * 13 / 16, 10, 20 * 5 / 8, 0, 5, 0])
+
+
+def test_a_parameter_that_is_trained_at_the_beginning_only_asks_for_no_gradient_later() -> None:
+    model = build("fast_resnet", 4, {"widths": [8, 16, 16], "whiten_bias": True})
+    learns = [name for name, p in model.named_parameters() if p.requires_grad]
+    optimizers = make_optimizers(model, settings_of("muon"))
+    retire(optimizers, 0.37)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == learns
+    retire(optimizers, 3 / 8)
+    assert [name for name in learns if not model.get_parameter(name).requires_grad] == ["whiten.bias"]
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
