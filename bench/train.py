@@ -32,7 +32,11 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: its artifact, or else how far it came."""
+    """One run: its artifact, or else how far it came.
+
+    Attributes:
+        seconds: from the start of the process to the verified artifact, or to the end of a run that has none.
+    """
 
     seconds: float
     manifest: Manifest | None
@@ -70,17 +74,17 @@ def _train(name: str, seed: int, asked: argparse.Namespace, ends: float) -> Outc
     command = [sys.executable, "-m", "training", "train", "--recipe", name, "--data", asked.data, "--name", model]
     command += ["--models", str(asked.models), "--device", asked.device, "--seed", str(seed)]
     command += [part for override in asked.set for part in ("--set", override)]
-    started = time.perf_counter()
+    started = time.time()
     with subprocess.Popen(command) as process:  # noqa: S603  our own command line
         try:
             process.wait(timeout=None if ends == float("inf") else max(0.0, ends - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
-    seconds = time.perf_counter() - started
     if process.returncode:
-        return Outcome(seconds, None, _came_to(asked.models, model))
-    newest = artifact.versions(asked.models, model)[-1]
-    return Outcome(seconds, artifact.verify(artifact.folder(asked.models, model, newest)))
+        return Outcome(time.time() - started, None, _came_to(asked.models, model))
+    folder = artifact.folder(asked.models, model, artifact.versions(asked.models, model)[-1])
+    written = (folder / artifact.MANIFEST).stat().st_mtime  # the last file of an artifact
+    return Outcome(written - started, artifact.verify(folder))
 
 
 def _came_to(models: Path, model: str) -> str:
@@ -103,14 +107,18 @@ def _row(name: str, outcomes: Sequence[Outcome], machine: str, data_hash: str) -
     cells = (
         name,
         "; ".join([accuracy] * bool(shares) + unfinished),
-        clock(mean(outcome.seconds for outcome in outcomes)),
-        clock(mean(manifest.training_seconds for manifest in done)) if done else "",
+        _time(mean(outcome.seconds for outcome in outcomes)),
+        _time(mean(manifest.training_seconds for manifest in done)) if done else "",
         str(len(outcomes)),
         machine,
         f"`{data_hash}`",
         f"{datetime.now(UTC):%Y-%m-%d}",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _time(seconds: float) -> str:
+    return clock(seconds) if seconds >= 60 else f"{seconds:.1f} s"
 
 
 def _say(text: str) -> None:

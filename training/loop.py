@@ -21,11 +21,12 @@ from training.balance import picture_weights
 from training.checkpoint import Checkpoint
 from training.convolution import small_maps
 from training.data import Partition, Split
-from training.device import fast_bfloat16
+from training.device import choose_algorithms, fast_bfloat16
 from training.distributed import ALONE, Group
 from training.early_stopping import BestEpoch
 from training.errors import InputError, TrainingError
 from training.evaluate import Scores
+from training.graphs import Graphed
 from training.layers import drop_gradients, freeze, train_mode
 from training.normalisation import Normalisation
 from training.optim import make_optimizers, retire, set_rates
@@ -69,13 +70,14 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
         group: the processes that train it together; each is given the same arguments.
 
     Raises:
-        InputError: the batch cannot be divided among the processes.
+        InputError: several processes cannot divide the batch, or cannot train it in the way that is asked for.
         TrainingError: the loss is no longer finite, or memory ran out; the last good checkpoint is kept.
     """
-    _check_batch(recipe, group)
+    _check_group(recipe, group)
     prepare = getattr(network, "prepare", None)
     if prepare and not earlier:
         prepare(normalise(data.train.images[:: max(1, len(data.train) // _PREPARED_WITH)]))
+    choose_algorithms(device, recipe.epochs * (len(data.train) // recipe.batch_size))
     network.to(device).to(memory_format=torch.channels_last)
     freeze(network, recipe.freeze)
     parts = _Parts(
@@ -98,6 +100,7 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
     for sink in sinks:
         for finished in history:
             sink.epoch(finished)
+    _get_ready(parts, data.validation, device)
     log.info("training %d epochs of %d pictures in %s on %s", recipe.epochs, len(data.train), parts.precision, device)
     for epoch in range(len(history), recipe.epochs):
         if best.is_over(epoch):
@@ -123,7 +126,9 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
     return history
 
 
-def _check_batch(recipe: Recipe, group: Group) -> None:
+def _check_group(recipe: Recipe, group: Group) -> None:
+    if group.size > 1 and recipe.compile == "graphs":
+        raise InputError("compile = graphs is for one process. Choose another value, such as off.")
     if recipe.batch_size % (group.size * recipe.accumulate):
         raise InputError(
             f"batch_size {recipe.batch_size} is not a multiple of {group.size} processes x {recipe.accumulate} parts "
@@ -189,6 +194,18 @@ class _Batch:
         return (_Batch(*piece) for piece in zip(*cut, strict=True))
 
 
+def _get_ready(parts: _Parts, validation: Split, device: torch.device) -> None:
+    """Do beforehand what is no training: a GPU loads its libraries, chooses its algorithms and captures graphs."""
+    if not isinstance(parts.forward, Graphed):
+        return
+    train_mode(parts.network, parts.recipe.freeze)
+    some = parts.normalise(parts.split.images[: parts.recipe.batch_size])
+    some = _resized(some, _low_size(parts.recipe, 0)).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, parts.precision, enabled=parts.precision != torch.float32):
+        parts.forward.capture(some)
+    _validate(parts, 0, validation, device)
+
+
 def _begin(parts: _Parts, best: BestEpoch, checkpoint: Checkpoint | None, earlier: Sequence[Epoch]) -> list[Epoch]:
     """The epochs that are behind the run: those of the checkpoint that it resumes from, or those done before it."""
     if checkpoint and checkpoint.resume:
@@ -238,8 +255,10 @@ def _compiled(forward: nn.Module, recipe: Recipe, device: torch.device) -> Calla
     if recipe.compile == "off":
         return forward
     if device.type != "cuda":
-        log.warning("the network is not compiled: that pays on CUDA only, and this run is on %s", device)
+        log.info("compile = %s is left out: it pays on CUDA only, and this run is on %s", recipe.compile, device)
         return forward
+    if recipe.compile == "graphs":
+        return Graphed(forward)
     compiled: Callable[[Tensor], Tensor] = torch.compile(forward, mode=recipe.compile, dynamic=False)
     return compiled
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from training import evaluate
 from training.layers import without_head
 
+_CPU = torch.device("cpu")
 PICTURES = 1000  # training pictures whose features an artifact carries
 _NEIGHBOUR = 10  # the similarity to this one counts, so that a few odd pictures in the bank make nothing familiar
 
@@ -29,10 +30,12 @@ class Neighbours:
         self.bank = bank.float()
 
     @classmethod
-    def of(cls, network: nn.Module, prepare: Callable[[Tensor], Tensor], images: Tensor) -> "Neighbours":
+    def of(
+        cls, network: nn.Module, prepare: Callable[[Tensor], Tensor], images: Tensor, device: torch.device = _CPU
+    ) -> "Neighbours":
         """Remember up to a thousand training pictures, uint8 [N, 3, H, W], spread evenly over those given."""
         chosen = torch.linspace(0, len(images) - 1, min(PICTURES, len(images))).round().long()
-        return cls(features(network, prepare, images[chosen]))
+        return cls(features(network, prepare, images[chosen], device))
 
     @classmethod
     def read(cls, path: Path) -> "Neighbours":
@@ -49,16 +52,18 @@ class Neighbours:
         return nearest.values[:, -1]
 
 
-def features(network: nn.Module, prepare: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def features(
+    network: nn.Module, prepare: Callable[[Tensor], Tensor], images: Tensor, device: torch.device = _CPU
+) -> Tensor:
     """What the layer `head` of a network is given, scaled to unit length: float32 [N, features], on the CPU.
 
     Args:
-        network: in evaluation mode, on the CPU.
+        network: in evaluation mode, on the device.
         prepare: turns uint8 pictures into the network's input.
         images: uint8 [N, 3, H, W].
     """
     with without_head(network) as trunk:
-        return F.normalize(evaluate.logits(trunk, prepare, images, torch.device("cpu")), dim=1)
+        return F.normalize(evaluate.logits(trunk, prepare, images, device), dim=1)
 
 
 def auroc(known: Tensor, unknown: Tensor) -> float:

@@ -54,7 +54,7 @@ class FilterMuon(torch.optim.Optimizer):
             x = x.T
         for _ in range(iterations):
             gram = x @ x.T
-            x = self.A * x + (self.B * gram + self.C * gram @ gram) @ x
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=self.B, alpha=self.C), x, beta=self.A)
         orthogonal: Tensor = x.T if tall else x
         return orthogonal.to(matrix.dtype)
 

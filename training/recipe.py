@@ -178,8 +178,9 @@ class Recipe(_Section):
     """One named run. `reached` says what was measured with it, where and in what time.
 
     `batch_size` is the pictures of one step of the optimiser, over all processes. `accumulate` computes them in so many
-    parts, one after another, which takes less memory; batch norm then sees a part at a time. `compile` is a mode of
-    `torch.compile`, which pays for long runs on CUDA only.
+    parts, one after another, which takes less memory; batch norm then sees a part at a time. `compile` is for CUDA:
+    `graphs` launches a network's kernels all at once (`training.graphs`), which pays after seconds; the others are
+    modes of `torch.compile`, which take longer.
 
     `replay` pictures of each class are stored with the weights, so that a fine-tune need not forget them.
     """
@@ -195,7 +196,7 @@ class Recipe(_Section):
     class_weights: Literal["none", "balanced"] = "none"
     replay: NonNegativeInt = 60
     accumulate: PositiveInt = 1
-    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    compile: Literal["off", "graphs", "default", "reduce-overhead", "max-autotune"] = "off"
     network: Network
     optimizer: Optimizer
     schedule: Schedule = Schedule()
@@ -220,6 +221,8 @@ class Recipe(_Section):
             )
         if self.batch_size % self.accumulate or self.batch_size < 2 * self.accumulate:
             raise ValueError("batch_size has to be a multiple of accumulate, at least twice of it")
+        if self.compile == "graphs" and (self.accumulate > 1 or self.freeze.epochs):
+            raise ValueError("compile = 'graphs' takes no accumulate and no freeze.epochs")
         return self
 
 

@@ -20,13 +20,14 @@ from training.adversarial import robust_accuracy, strong
 from training.artifact import Aliases, DataRecord, Manifest
 from training.calibration import Calibration
 from training.checkpoint import Checkpoint
-from training.device import choose_device, describe, memory_errors, tune_for_training
+from training.device import choose_device, describe, exact, memory_errors, tune_for_training
 from training.distillation import Teacher
 from training.distributed import ALONE, Group, group_of
 from training.errors import ArtifactError, InputError
 from training.estimate import run_seconds
 from training.normalisation import Normalisation
 from training.novelty import Neighbours
+from training.preload import preload
 from training.quantiser import quantised
 from training.recipe import Recipe
 from training.sink import Epoch, Sink
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 
 # The script and the eager network do the same float32 arithmetic, in a different order at most.
 _SCRIPT_TOLERANCE = 1e-3
+_CHECKED = 500  # validation pictures that a file which was made on another device is checked with
+_CPU = torch.device("cpu")
+_NEEDED_LATE = ("torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg")  # the first by optimisers
 _LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "safetensors")
 
 
@@ -93,6 +97,8 @@ def train(job: Job, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifes
     artifact.check_name(job.name)
     device = choose_device(job.device)
     tune_for_training(device)
+    if device.type == "cuda":  # where a whole run may take less time than all imports
+        preload(*_NEEDED_LATE)
     with _memory_errors(job.recipe), group_of(device) as group:
         job, dataset, parts = prepare(job, group)
         recipe = job.recipe
@@ -116,7 +122,7 @@ def train(job: Job, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifes
             group=group,
         )
         if group.is_first:
-            write(job, dataset, parts, network.cpu(), normalise, history, device)
+            write(job, dataset, parts, network, normalise, history, device)
             checkpoint.path.unlink()
         group.wait()
         newest = artifact.versions(job.models, job.name)[-1]
@@ -247,15 +253,14 @@ def write(
 
     Args:
         dataset: its classes name the network's outputs in order.
-        network: on the CPU.
-        device: where it was trained.
+        device: where it was trained, and is scored.
 
     Raises:
         ArtifactError: the exported file disagrees with the network, or the disk is full; nothing was written.
     """
     recipe, origin = job.recipe, origin or Origin()
     with artifact.new_version(job.models, job.name) as folder:
-        calibration, metrics = write_network(folder, network, normalise, parts, dataset.classes, recipe)
+        calibration, metrics = write_network(folder, network, normalise, parts, dataset.classes, recipe, device)
         manifest = Manifest(
             name=job.name,
             version=artifact.next_version(job.models, job.name),
@@ -304,12 +309,14 @@ def write_network(
     parts: data.Partition,
     classes: Sequence[str],
     recipe: Recipe,
+    device: torch.device,
 ) -> tuple[Calibration, dict[str, Any]]:
     """Calibrate a network and write all files of a version that follow from it.
 
     Args:
         folder: of `artifact.new_version`.
-        network: on the CPU.
+        device: where pictures are scored, in float32. The exported file is compared with what the network answers there
+            on the CPU: for all validation pictures, or if that is another device for some.
 
     Returns:
         The calibration that was fitted on the validation split, and the metrics of the file that is served.
@@ -317,20 +324,23 @@ def write_network(
     Raises:
         ArtifactError: the exported file disagrees with the network.
     """
-    weights = stored(network, recipe.weights)
+    weights = stored(network.cpu(), recipe.weights)
     network.load_state_dict(weights)  # from here on the network is what the file holds, rounding included
-    network.eval()
-    cpu = torch.device("cpu")
-    held_out = evaluate.logits(network, normalise, parts.validation.images, cpu)
-    calibration = Calibration.fit(held_out, parts.validation.labels)
+    network.to(device).eval()
     (folder / artifact.WEIGHTS).write_bytes(save(weights))
-    Neighbours.of(network, normalise, parts.train.images).write(folder / artifact.NEIGHBOURS)
-    served = export.Served(network, normalise, calibration)
-    export.save_script(served, recipe.network.input_size, folder / artifact.SCRIPT)
-    script = export.load_script(folder / artifact.SCRIPT, cpu)
-    check_agreement(script, parts.validation.images, calibration(held_out))
-    probe.write(folder / probe.PROBE, _probe(script, parts.train.images))
-    return calibration, _metrics(script, parts, classes) | _robustness(network, normalise, parts, recipe)
+    with exact(device), export.interpreted():
+        held_out = evaluate.logits(network, normalise, parts.validation.images, device)
+        calibration = Calibration.fit(held_out, parts.validation.labels)
+        Neighbours.of(network, normalise, parts.train.images, device).write(folder / artifact.NEIGHBOURS)
+        robustness = _robustness(network, normalise, parts, recipe)
+        served = export.Served(network, normalise, calibration)
+        export.save_script(served, recipe.network.input_size, folder / artifact.SCRIPT)
+        metrics = _metrics(export.load_script(folder / artifact.SCRIPT, device), parts, classes, device)
+    on_cpu = export.load_script(folder / artifact.SCRIPT, _CPU)
+    checked = len(held_out) if device == _CPU else _CHECKED
+    check_agreement(on_cpu, parts.validation.images[:checked], calibration(held_out[:checked]))
+    probe.write(folder / probe.PROBE, _probe(on_cpu, parts.train.images))
+    return calibration, metrics | robustness
 
 
 def write_report(folder: Path, manifest: Manifest, history: Sequence[Epoch] = ()) -> Manifest:
@@ -355,7 +365,7 @@ def libraries() -> dict[str, str]:
 
 def _probe(script: Callable[[Tensor], Tensor], images: Tensor) -> probe.Probe:
     chosen = images[torch.from_numpy(probe.choose(len(images)))].contiguous()
-    out = evaluate.logits(script, lambda batch: batch, chosen, torch.device("cpu"))
+    out = evaluate.logits(script, lambda batch: batch, chosen, _CPU)
     return probe.Probe(chosen.numpy(), out.softmax(1).numpy())
 
 
@@ -375,14 +385,14 @@ def check_agreement(script: Callable[[Tensor], Tensor], images: Tensor, expected
     """Score pictures through an exported file and compare with the network that it came from.
 
     Args:
-        script: takes uint8 [N, 3, H, W].
+        script: takes uint8 [N, 3, H, W], on the CPU.
         images: uint8 [N, 3, H, W].
         expected: calibrated logits float [N, classes] of the eager network.
 
     Raises:
         ArtifactError: any answer differs, or any logit by more than the tolerance.
     """
-    got = evaluate.logits(script, lambda batch: batch, images, torch.device("cpu"))
+    got = evaluate.logits(script, lambda batch: batch, images, _CPU)
     distance = float((got - expected).abs().max())
     different = int((got.argmax(1) != expected.argmax(1)).sum())
     if not distance <= _SCRIPT_TOLERANCE or different:
@@ -392,11 +402,14 @@ def check_agreement(script: Callable[[Tensor], Tensor], images: Tensor, expected
         )
 
 
-def _metrics(script: export.Script, parts: data.Partition, classes: Sequence[str]) -> dict[str, Any]:
+def _metrics(
+    script: export.Script, parts: data.Partition, classes: Sequence[str], device: torch.device
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, split in (("validation", parts.validation), ("test", parts.test)):
-        uncalibrated = evaluate.logits(script.network, script.preprocess, split.images, torch.device("cpu"))
-        found[name] = evaluate.metrics(script.calibration(uncalibrated), split.labels, classes) | {
+        uncalibrated = evaluate.logits(script.network, script.preprocess, split.images, device)
+        calibrated = script.calibration(uncalibrated.to(device)).cpu()
+        found[name] = evaluate.metrics(calibrated, split.labels, classes) | {
             "calibration_error_before": evaluate.calibration_error(uncalibrated, split.labels)
         }
     return found

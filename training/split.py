@@ -1,5 +1,8 @@
 """Splits without leaks: pictures that nearly repeat one another stay on one side."""
 
+from collections import Counter
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,8 +28,9 @@ def duplicate_clusters(images: Tensor) -> Tensor:
     steps = _steps(images)
     for start in range(0, len(steps), _ROWS):
         near = steps[start : start + _ROWS] @ steps[start:].T > SAME_PICTURE
-        near = near.triu(diagonal=0)  # a picture is its own repeat, and joins those behind it
-        for row in (near.sum(dim=1) > 1).nonzero().flatten().tolist():
+        near = near.triu(diagonal=1)  # a picture joins those behind it
+        for row in near.any(dim=1).nonzero().flatten().tolist():
+            near[row, row] = True
             joined = cluster[start:][near[row]].unique()
             if len(joined) > 1:
                 cluster[torch.isin(cluster, joined)] = joined[0]
@@ -72,16 +76,22 @@ def held_out(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     sizes = torch.bincount(labels)
     wanted = (sizes * (count / len(labels))).round().long().clamp(min=1)
-    left = torch.minimum(wanted, sizes - 1).clamp(min=0).tolist()  # a class may have no picture
-    members: dict[int, list[int]] = {}
-    for index in order.tolist():
-        members.setdefault(int(clusters[index]), []).append(index)
-    for cluster in members.values():
-        needs = torch.bincount(labels[cluster], minlength=len(left)).tolist()
-        if all(need <= room for need, room in zip(needs, left, strict=True)):
+    left = Counter(dict(enumerate(torch.minimum(wanted, sizes - 1).clamp(min=0).tolist())))  # a class may have none
+    label = labels.tolist()
+    for cluster in _members(order, clusters):
+        needs = Counter(label[index] for index in cluster)
+        if needs <= left:
             chosen[cluster] = True
-            left = [room - need for need, room in zip(needs, left, strict=True)]
+            left.subtract(needs)
     return chosen
+
+
+def _members(order: Tensor, clusters: Tensor) -> Collection[list[int]]:
+    """The pictures of each cluster, pictures and clusters in the given order of all pictures."""
+    members: dict[int, list[int]] = {}
+    for index, cluster in zip(order.tolist(), clusters[order].tolist(), strict=True):
+        members.setdefault(cluster, []).append(index)
+    return members.values()
 
 
 def folds(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
@@ -99,11 +109,8 @@ def folds(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
     fold = torch.full((len(labels),), -1)
     filled = torch.zeros(count, int(labels.max()) + 1)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    members: dict[int, list[int]] = {}
-    for index in order.tolist():
-        members.setdefault(int(clusters[index]), []).append(index)
     # The largest first: what is left can then even out the folds.
-    for cluster in sorted(members.values(), key=len, reverse=True):
+    for cluster in sorted(_members(order, clusters), key=len, reverse=True):
         here = torch.bincount(labels[cluster], minlength=filled.shape[1])
         emptiest = int((filled @ here.float()).argmin())
         fold[cluster] = emptiest

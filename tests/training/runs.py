@@ -52,13 +52,20 @@ class Kept:
         self.epochs.append(epoch)
 
 
-def train(parts: Partition, name: str, *overrides: str, kept: Kept | None = None, **options: Any) -> Kept:
+def train(
+    parts: Partition,
+    name: str,
+    *overrides: str,
+    kept: Kept | None = None,
+    device: torch.device = CPU,
+    **options: Any,
+) -> Kept:
     """Train by a shipped recipe in three epochs of small batches; `options` go to the loop."""
     kept = kept or Kept()
     chosen = recipe.load(name, ["epochs=3", "batch_size=16", "precision='float32'", *overrides])
     torch.manual_seed(0)
     network = resnet.build(chosen.network.architecture, 2, chosen.network.arguments)
     normalise = Normalisation.of(parts.train.images)
-    history = loop.train(network, parts, chosen, seed=0, device=CPU, normalise=normalise, sinks=[kept], **options)
+    history = loop.train(network, parts, chosen, seed=0, device=device, normalise=normalise, sinks=[kept], **options)
     assert history == kept.epochs
     return kept
