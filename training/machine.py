@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 # Names of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -3, -4, -8
 
-_CPUINFO = Path("/proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -130,18 +130,18 @@ def has_nvidia_driver() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
-def has_bfloat16(cpuinfo: Path = _CPUINFO) -> bool:
+def has_bfloat16(cpuinfo: Path = CPUINFO) -> bool:
     """Whether the processor has instructions that multiply bfloat16 numbers."""
     flags = _cpu_fact("flags", cpuinfo) or _cpu_fact("Features", cpuinfo)  # on x86, on ARM
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())
 
 
-def fast_bfloat16(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether training in bfloat16 is faster than in float32.
+def fast_bfloat16(cpuinfo: Path = CPUINFO) -> bool:
+    """Whether networks compute faster in bfloat16 than in float32, in training and in prediction.
 
     Products of 2048x2048 matrices run at more than twice the rate of float32 with AMX, and on AMD's processors with
     AVX512-BF16. Intel's without AMX, or whose AMX the virtual machine hides, multiply bfloat16 no faster than float32:
-    products run at 0.7 of its rate there, and so do training steps.
+    products run at 0.7 of its rate there, and so do training steps and batches of predictions.
     """
     intel = _cpu_fact("vendor_id", cpuinfo) == "GenuineIntel"
     return has_bfloat16(cpuinfo) and (not intel or "amx_bf16" in _cpu_fact("flags", cpuinfo).split())
@@ -152,7 +152,7 @@ def describe() -> str:
     return f"{processors()} x {_cpu_fact('model name') or platform.processor() or platform.machine()}"
 
 
-def _cpu_fact(name: str, cpuinfo: Path = _CPUINFO) -> str:
+def _cpu_fact(name: str, cpuinfo: Path = CPUINFO) -> str:
     """What the kernel says of the first processor; empty if it does not."""
     try:
         lines = cpuinfo.read_text().splitlines()

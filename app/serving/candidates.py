@@ -31,21 +31,20 @@ class Place(BaseModel):
     cache: Path = Path()
 
 
-def possible(device: Literal["cpu", "cuda"]) -> tuple[Kind, ...]:
+def possible(device: Literal["cpu", "cuda"], cpuinfo: Path = machine.CPUINFO) -> tuple[Kind, ...]:
     """Kinds that give the answers of the artifact, as nearly as their number format can, and that can run here.
 
-    The ones that are usually fastest come first. 8-bit integers are not among them: they are for those who name them.
+    The ones that are usually fastest come first: there may be no time to try the others. 8-bit integers are not among
+    them: they are for those who name them.
     """
     if device == "cuda":
         return ("torchscript-f16", "torchscript-f32")
-    half = machine.has_bfloat16()
-    kinds: tuple[tuple[Kind, bool], ...] = (
-        ("openvino-bf16", half and openvino.available()),
-        ("openvino-f32", openvino.available()),
-        ("torchscript-bf16", half),
-        ("torchscript-f32", True),
-    )
-    return tuple(kind for kind, can in kinds if can)
+    kinds: tuple[Kind, ...] = ("openvino-f32", "torchscript-f32")
+    if machine.fast_bfloat16(cpuinfo):
+        kinds = ("openvino-bf16", "openvino-f32", "torchscript-bf16", "torchscript-f32")
+    elif machine.has_bfloat16(cpuinfo):
+        kinds = ("openvino-f32", "openvino-bf16", "torchscript-f32", "torchscript-bf16")
+    return tuple(kind for kind in kinds if openvino.available() or not kind.startswith("openvino"))
 
 
 def prepare(kind: Kind, folder: Path, manifest: Manifest, place: Place) -> None:
