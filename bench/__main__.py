@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +15,12 @@ import httpx
 import numpy as np
 
 from app.serving.choice import Engines, Opened
-from app.serving.curve import measure
 from bench import models, overload, pictures
 from bench.server import Server, serve, service
 from training import artifact, machine
 
 _LOAD = Path(__file__).with_name("load.lua")
 _WARM_UP_SECONDS = 2
-_CEILING_ROUNDS = 3
 
 
 def main() -> None:
@@ -49,17 +48,14 @@ class Bench:
         self._recipe = recipe
         self._folder: Path = options.folder
         self._version = models.make(options.folder, recipe)
-        self._ceiling = 0.0
+        with self._ours():
+            pass  # the engine is chosen once; from now on the choice is remembered
+        self._opened = self._engine()
 
     def run(self) -> None:
         """Print one line for each measurement."""
-        with self._ours():
-            pass  # the engine is chosen once; from now on the choice is remembered
-        opened = self._engine()
-        self._ceiling = self._measure(opened)
-        chosen = f"{opened.kind}, batches of {opened.curve.batch}"
-        _say(f"\n{self._recipe}: engine alone {self._ceiling:.0f} pictures/s ({chosen})")
-        del opened
+        chosen = f"{self._opened.kind}, batches of {self._opened.curve.batch}"
+        _say(f"\n{self._recipe}: engine alone {self._ceiling():.0f} pictures/s ({chosen})")
         with self._ours() as server:
             _say(f"service: ready after {server.start_seconds:.1f} s, idle {server.busy_cores(5):.3f} cores")
             peak = self._loads(server)
@@ -85,7 +81,11 @@ class Bench:
     def _load(
         self, server: Server, what: str, body: bytes, content_type: str, connections: int, pictures: int = 1
     ) -> float:
-        """Pictures a second under a closed load: each connection sends its next request when it has its answer."""
+        """Pictures a second under a closed load: each connection sends its next request when it has its answer.
+
+        The share is of what the engine reaches alone just before and just after.
+        """
+        before = self._ceiling()
         path = self._folder / "body.bin"
         path.write_bytes(body)
         environment = {**os.environ, "BODY": str(path), "CTYPE": content_type}
@@ -100,8 +100,9 @@ class Bench:
             ).stdout
         found = json.loads(next(line for line in out.splitlines() if line.startswith("RESULT"))[7:])
         rate = float(found["rate"]) * pictures
+        ceiling = (before + self._ceiling()) / 2
         _say(
-            f"  {what:<26} c={connections:<3} {rate:8.1f} pictures/s ({rate / self._ceiling:4.0%} of the engine)  "
+            f"  {what:<26} c={connections:<3} {rate:8.1f} pictures/s ({rate / ceiling:4.0%} of the engine)  "
             f"p50 {found['p50']:7.1f} ms  p99 {found['p99']:7.1f} ms  errors {found['errors']}  "
             f"memory {server.memory_mb():5.0f} MB"
         )
@@ -122,14 +123,15 @@ class Bench:
         engines = Engines(self._options.engine, "cpu", shares.engine, 64, self._folder / "data" / "engines")
         return engines.open(self._version, artifact.read_manifest(self._version))
 
-    def _measure(self, opened: Opened) -> float:
-        """The engine's rate in its best batch, measured now: the median of several rounds."""
+    def _ceiling(self) -> float:
+        """Pictures a second of the engine alone in its best batch, now: a machine that others use too changes."""
         size = artifact.read_manifest(self._version).input_size
-        batches = np.random.default_rng(0).integers(0, 256, (64, 3, size, size), dtype=np.uint8)
-        rounds = [
-            measure(lambda number: opened.engine.predict(batches[:number]), 64).rate for _ in range(_CEILING_ROUNDS)
-        ]
-        return float(np.median(rounds))
+        batch = np.zeros((self._opened.curve.batch, 3, size, size), np.uint8)
+        done, started = 0, time.perf_counter()
+        while (taken := time.perf_counter() - started) < self._options.seconds / 2:
+            self._opened.engine.predict(batch)
+            done += len(batch)
+        return done / taken
 
     @contextmanager
     def _ours(self) -> Iterator[Server]:
