@@ -1,7 +1,8 @@
 """Runs recipes as cold processes and prints a row of docs/results.md for each.
 
     python -m bench.train --device cpu --data cifar10                     # what `make bench-train` does
-    python -m bench.train --device cuda --data cifar10 --minutes 10       # all GPU rows in one call
+    python -m bench.train --device cuda --data cifar10 --minutes 10       # the GPU rows but for the slow ones
+    python -m bench.train --device cuda --data cifar10 wide               # one of those
 
 The data set is decoded before the clock starts; how long that took is printed too. A run that is not done when the time
 is up is interrupted, and its row says how far it came.
@@ -24,7 +25,7 @@ from training.artifact import Manifest
 from training.device import choose_device, describe
 from training.progress import clock
 
-RECIPES = {"cpu": ("cpu-quick", "cpu-sprint", "cpu"), "cuda": ("sprint", "accurate", "resnet18", "wide")}
+RECIPES = {"cpu": ("cpu-quick", "cpu-sprint", "cpu"), "cuda": ("sprint", "accurate", "resnet18", "resnet50")}
 HEADER = (
     "| recipe | test accuracy | cold process | epochs alone | seeds | machine | data | date |\n" + "| --- " * 8 + "|"
 )

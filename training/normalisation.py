@@ -34,4 +34,5 @@ class Normalisation:
 
 @lru_cache(maxsize=8)  # copying them to a GPU for every batch would make the host wait for it
 def _on(device: torch.device, values: tuple[float, float, float]) -> Tensor:
-    return torch.tensor(values, device=device).view(1, 3, 1, 1)
+    with torch.inference_mode(mode=False):  # what is made in inference mode is not for training
+        return torch.tensor(values, device=device).view(1, 3, 1, 1)
