@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 
 from tests import processors
 
@@ -40,6 +41,11 @@ def two_processors() -> set[int]:
     """Two processors that a process can choose from."""
     found = sorted(processors.ALL)[:2]
     return set(found) if len(found) == 2 else _lacking("processors", "two processors, and a system with affinity")
+
+
+def cuda() -> torch.device:
+    """A GPU that torch computes on."""
+    return torch.device("cuda") if torch.cuda.is_available() else _lacking("cuda", "a GPU with CUDA")
 
 
 def _lacking(name: str, what: str) -> NoReturn:

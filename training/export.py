@@ -4,7 +4,6 @@ import io
 import warnings
 import zipfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -89,11 +88,6 @@ def load_script(path: Path, device: torch.device) -> Script:
         raise ArtifactError(
             f"{path} cannot be loaded by torch {torch.__version__} ({error}). Export it anew."
         ) from error
-
-
-def interpreted() -> AbstractContextManager[None]:
-    """Scripts are not optimised inside the block, which takes longer than it saves for a few batches."""
-    return torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
 
 
 def frozen(script: Script) -> Script:

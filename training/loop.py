@@ -70,10 +70,10 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
         group: the processes that train it together; each is given the same arguments.
 
     Raises:
-        InputError: several processes cannot divide the batch, or cannot train it in the way that is asked for.
+        InputError: the batch cannot be divided among the processes.
         TrainingError: the loss is no longer finite, or memory ran out; the last good checkpoint is kept.
     """
-    _check_group(recipe, group)
+    _check_batch(recipe, group)
     prepare = getattr(network, "prepare", None)
     if prepare and not earlier:
         prepare(normalise(data.train.images[:: max(1, len(data.train) // _PREPARED_WITH)]))
@@ -82,7 +82,7 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
     freeze(network, recipe.freeze)
     parts = _Parts(
         network=network,
-        forward=_compiled(group.wrap(network), recipe, device),
+        forward=_compiled(group.wrap(network), recipe, device, group),
         optimizers=make_optimizers(network, recipe.optimizer),
         average=Average(network, recipe.average.decay) if recipe.average else None,
         attack=Attack(**recipe.adversarial.model_dump()) if recipe.adversarial else None,
@@ -126,9 +126,7 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
     return history
 
 
-def _check_group(recipe: Recipe, group: Group) -> None:
-    if group.size > 1 and recipe.compile == "graphs":
-        raise InputError("compile = graphs is for one process. Choose another value, such as off.")
+def _check_batch(recipe: Recipe, group: Group) -> None:
     if recipe.batch_size % (group.size * recipe.accumulate):
         raise InputError(
             f"batch_size {recipe.batch_size} is not a multiple of {group.size} processes x {recipe.accumulate} parts "
@@ -251,11 +249,14 @@ def _robust_accuracy(parts: _Parts, validation: Split) -> float | None:
     return robust_accuracy(parts.judged, parts.normalise, validation.subset(some), attack, parts.seed)
 
 
-def _compiled(forward: nn.Module, recipe: Recipe, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _compiled(forward: nn.Module, recipe: Recipe, device: torch.device, group: Group) -> Callable[[Tensor], Tensor]:
     if recipe.compile == "off":
         return forward
     if device.type != "cuda":
         log.info("compile = %s is left out: it pays on CUDA only, and this run is on %s", recipe.compile, device)
+        return forward
+    if recipe.compile == "graphs" and group.size > 1:
+        log.info("compile = graphs is left out: it is for one process, and %d share this run", group.size)
         return forward
     if recipe.compile == "graphs":
         return Graphed(forward)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training import evaluate
+from training.device import CPU
 from training.layers import without_head
 
-_CPU = torch.device("cpu")
 PICTURES = 1000  # training pictures whose features an artifact carries
 _NEIGHBOUR = 10  # the similarity to this one counts, so that a few odd pictures in the bank make nothing familiar
 
@@ -31,7 +31,7 @@ class Neighbours:
 
     @classmethod
     def of(
-        cls, network: nn.Module, prepare: Callable[[Tensor], Tensor], images: Tensor, device: torch.device = _CPU
+        cls, network: nn.Module, prepare: Callable[[Tensor], Tensor], images: Tensor, device: torch.device = CPU
     ) -> "Neighbours":
         """Remember up to a thousand training pictures, uint8 [N, 3, H, W], spread evenly over those given."""
         chosen = torch.linspace(0, len(images) - 1, min(PICTURES, len(images))).round().long()
@@ -53,7 +53,7 @@ class Neighbours:
 
 
 def features(
-    network: nn.Module, prepare: Callable[[Tensor], Tensor], images: Tensor, device: torch.device = _CPU
+    network: nn.Module, prepare: Callable[[Tensor], Tensor], images: Tensor, device: torch.device = CPU
 ) -> Tensor:
     """What the layer `head` of a network is given, scaled to unit length: float32 [N, features], on the CPU.
 

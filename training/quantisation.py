@@ -14,9 +14,9 @@ from training import artifact, data, evaluate, export, quantiser, replay, run
 from training.artifact import Manifest
 from training.base import Base
 from training.data import Partition, Split
+from training.device import CPU
 from training.errors import InputError
 
-_CPU = torch.device("cpu")  # where the integers are simulated
 _PICTURES = 256  # of the training split, whose activations give the ranges
 _KEPT = (replay.REPLAY, "report/curves.png")  # what the training left behind holds for the new version as well
 
@@ -54,7 +54,7 @@ def quantise(task: Quantisation) -> Manifest:
     quantiser.fit(network, base.normalise, parts.train.images[chosen])
     before = _accuracy(base.folder, parts.validation)
     with artifact.new_version(task.models, parent.name) as folder:
-        calibration, metrics = run.write_network(folder, network, base.normalise, parts, parent.classes, recipe, _CPU)
+        calibration, metrics = run.write_network(folder, network, base.normalise, parts, parent.classes, recipe, CPU)
         for name in _KEPT:
             if name in parent.files:
                 (folder / name).parent.mkdir(exist_ok=True)
@@ -95,8 +95,8 @@ def _parts(base: Base, source: str) -> Partition:
 
 def _accuracy(folder: Path, split: Split) -> float:
     """Share of right answers of the file that is served."""
-    script = export.load_script(folder / artifact.SCRIPT, _CPU)
-    return evaluate.accuracy(evaluate.logits(script, lambda batch: batch, split.images, _CPU), split.labels)
+    script = export.load_script(folder / artifact.SCRIPT, CPU)
+    return evaluate.accuracy(evaluate.logits(script, lambda batch: batch, split.images, CPU), split.labels)
 
 
 def _size(folder: Path) -> int:

@@ -20,7 +20,7 @@ from training.adversarial import robust_accuracy, strong
 from training.artifact import Aliases, DataRecord, Manifest
 from training.calibration import Calibration
 from training.checkpoint import Checkpoint
-from training.device import choose_device, describe, exact, memory_errors, tune_for_training
+from training.device import CPU, choose_device, describe, exact, memory_errors, tune_for_training
 from training.distillation import Teacher
 from training.distributed import ALONE, Group, group_of
 from training.errors import ArtifactError, InputError
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 # The script and the eager network do the same float32 arithmetic, in a different order at most.
 _SCRIPT_TOLERANCE = 1e-3
 _CHECKED = 500  # validation pictures that a file which was made on another device is checked with
-_CPU = torch.device("cpu")
 _NEEDED_LATE = ("torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg")  # the first by optimisers
 _LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "safetensors")
 
@@ -315,8 +314,8 @@ def write_network(
 
     Args:
         folder: of `artifact.new_version`.
-        device: where pictures are scored, in float32. The exported file is compared with what the network answers there
-            on the CPU: for all validation pictures, or if that is another device for some.
+        device: where pictures are scored, in float32. The exported file has to answer all validation pictures there as
+            the network does, and if that is not the CPU some of them on the CPU too.
 
     Returns:
         The calibration that was fitted on the validation split, and the metrics of the file that is served.
@@ -328,18 +327,20 @@ def write_network(
     network.load_state_dict(weights)  # from here on the network is what the file holds, rounding included
     network.to(device).eval()
     (folder / artifact.WEIGHTS).write_bytes(save(weights))
-    with exact(device), export.interpreted():
+    with exact(device):
         held_out = evaluate.logits(network, normalise, parts.validation.images, device)
         calibration = Calibration.fit(held_out, parts.validation.labels)
         Neighbours.of(network, normalise, parts.train.images, device).write(folder / artifact.NEIGHBOURS)
         robustness = _robustness(network, normalise, parts, recipe)
         served = export.Served(network, normalise, calibration)
         export.save_script(served, recipe.network.input_size, folder / artifact.SCRIPT)
-        metrics = _metrics(export.load_script(folder / artifact.SCRIPT, device), parts, classes, device)
-    on_cpu = export.load_script(folder / artifact.SCRIPT, _CPU)
-    checked = len(held_out) if device == _CPU else _CHECKED
-    check_agreement(on_cpu, parts.validation.images[:checked], calibration(held_out[:checked]))
-    probe.write(folder / probe.PROBE, _probe(on_cpu, parts.train.images))
+        script = export.load_script(folder / artifact.SCRIPT, device)
+        check_agreement(script, parts.validation.images, calibration(held_out), device)
+        metrics = _metrics(script, parts, classes, device)
+    if device != CPU:
+        script = export.load_script(folder / artifact.SCRIPT, CPU)
+        check_agreement(script, parts.validation.images[:_CHECKED], calibration(held_out[:_CHECKED]))
+    probe.write(folder / probe.PROBE, _probe(script, parts.train.images))
     return calibration, metrics | robustness
 
 
@@ -365,7 +366,7 @@ def libraries() -> dict[str, str]:
 
 def _probe(script: Callable[[Tensor], Tensor], images: Tensor) -> probe.Probe:
     chosen = images[torch.from_numpy(probe.choose(len(images)))].contiguous()
-    out = evaluate.logits(script, lambda batch: batch, chosen, _CPU)
+    out = evaluate.logits(script, lambda batch: batch, chosen, CPU)
     return probe.Probe(chosen.numpy(), out.softmax(1).numpy())
 
 
@@ -381,18 +382,20 @@ def stored(network: nn.Module, format_: str) -> dict[str, Tensor]:
     }
 
 
-def check_agreement(script: Callable[[Tensor], Tensor], images: Tensor, expected: Tensor) -> None:
+def check_agreement(
+    script: Callable[[Tensor], Tensor], images: Tensor, expected: Tensor, device: torch.device = CPU
+) -> None:
     """Score pictures through an exported file and compare with the network that it came from.
 
     Args:
-        script: takes uint8 [N, 3, H, W], on the CPU.
+        script: takes uint8 [N, 3, H, W], on `device`.
         images: uint8 [N, 3, H, W].
         expected: calibrated logits float [N, classes] of the eager network.
 
     Raises:
         ArtifactError: any answer differs, or any logit by more than the tolerance.
     """
-    got = evaluate.logits(script, lambda batch: batch, images, _CPU)
+    got = evaluate.logits(script, lambda batch: batch, images, device)
     distance = float((got - expected).abs().max())
     different = int((got.argmax(1) != expected.argmax(1)).sum())
     if not distance <= _SCRIPT_TOLERANCE or different:

@@ -76,13 +76,14 @@ def held_out(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     sizes = torch.bincount(labels)
     wanted = (sizes * (count / len(labels))).round().long().clamp(min=1)
-    left = Counter(dict(enumerate(torch.minimum(wanted, sizes - 1).clamp(min=0).tolist())))  # a class may have none
+    left = torch.minimum(wanted, sizes - 1).clamp(min=0).tolist()  # a class may have no picture
     label = labels.tolist()
     for cluster in _members(order, clusters):
         needs = Counter(label[index] for index in cluster)
-        if needs <= left:
+        if all(left[number] >= need for number, need in needs.items()):
             chosen[cluster] = True
-            left.subtract(needs)
+            for number, need in needs.items():
+                left[number] -= need
     return chosen
 
 

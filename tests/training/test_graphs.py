@@ -1,21 +1,21 @@
 """CUDA graphs change the time that a run takes, not its arithmetic."""
 
 import pytest
-import torch
 
+from tests import needs
 from tests.training.runs import Kept, partition, train
 from training import recipe
-from training.distributed import Group
 from training.errors import InputError
 
 GRAPHS = "compile=graphs"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are of CUDA")
 @pytest.mark.parametrize("name", ["sprint", "resnet20"])
 def test_losses_are_those_of_a_run_without_graphs(name: str) -> None:
+    device = needs.cuda()
+
     def losses(*overrides: str) -> list[tuple[float, float]]:
-        kept: Kept = train(partition(), name, *overrides, device=torch.device("cuda"))
+        kept: Kept = train(partition(), name, *overrides, device=device)
         return [(epoch.loss, epoch.val_loss) for epoch in kept.epochs]
 
     assert losses(GRAPHS) == losses("compile=off")
@@ -31,8 +31,3 @@ def test_without_cuda_the_log_says_that_they_are_left_out(caplog: pytest.LogCapt
 def test_gradients_that_they_cannot_give_are_refused(override: str) -> None:
     with pytest.raises(InputError, match=r"takes no accumulate and no freeze\.epochs"):
         recipe.load("sprint", [override])
-
-
-def test_they_are_for_one_process() -> None:
-    with pytest.raises(InputError, match="compile = graphs is for one process"):
-        train(partition(), "resnet20", GRAPHS, "network.arguments={width=8}", group=Group(0, 2))
