@@ -20,16 +20,17 @@ def gradients(layer: nn.Conv2d, x: Tensor) -> tuple[str, Tensor, Tensor]:
     return kind, x.grad, layer.weight.grad
 
 
-def layer_and_input(side: int = 5, **settings: object) -> tuple[nn.Conv2d, Tensor]:
+def layer_and_input(side: int = 4, count: int = 3, **settings: object) -> tuple[nn.Conv2d, Tensor]:
     torch.manual_seed(0)
     layer = nn.Conv2d(6, 4, **({"kernel_size": 3, "padding": 1, "bias": False} | settings))  # type: ignore[arg-type]
-    x = torch.randn(3, 6, side, side)
+    x = torch.randn(count, 6, side, side)
     return layer.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("side", [1, 2, 5, 6])
-def test_gradients_of_small_maps_are_those_of_torch(side: int) -> None:
-    layer, x = layer_and_input(side)
+@pytest.mark.parametrize("side", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [3, 33])  # of pictures: less than lie in a row, and more
+def test_gradients_of_small_maps_are_those_of_torch(side: int, count: int) -> None:
+    layer, x = layer_and_input(side, count)
     _, *expected = gradients(layer, x)
     with small_maps(CPU):
         kind, *found = gradients(layer, x)
@@ -37,21 +38,22 @@ def test_gradients_of_small_maps_are_those_of_torch(side: int) -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_they_are_computed_in_the_precision_of_autocast() -> None:
-    layer, x = layer_and_input()
+def test_they_are_computed_in_the_precision_of_autocast_which_pays_for_larger_maps() -> None:
+    layer, x = layer_and_input(side=9)
     _, *expected = gradients(layer, x)
     with small_maps(CPU), torch.autocast("cpu", torch.bfloat16):
         kind, *found = gradients(layer, x)
         assert layer(x).dtype == torch.bfloat16
     assert kind == "_ConvolutionBackward"
     assert [gradient.dtype for gradient in found] == [torch.float32, torch.float32]
-    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+    for gradient, exact in zip(found, expected, strict=True):
+        assert (gradient - exact).norm() < 0.01 * exact.norm()
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"side": 7},
+        {"side": 5},
         {"stride": 2},
         {"padding": 0},
         {"padding": "same"},
