@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from tests.training.runs import CPU
 from training.convolution import small_maps
 
+OURS, TORCHS = "_ConvolutionBackward", "ConvolutionBackward0"
+
 
 def gradients(layer: nn.Conv2d, x: Tensor) -> tuple[str, Tensor, Tensor]:
     """What computed the output, and the gradients of input and weight for some gradient of the output."""
@@ -34,20 +36,29 @@ def test_gradients_of_small_maps_are_those_of_torch(side: int, count: int) -> No
     _, *expected = gradients(layer, x)
     with small_maps(CPU):
         kind, *found = gradients(layer, x)
-    assert kind == "_ConvolutionBackward"
+    assert kind == OURS
     torch.testing.assert_close(found, expected)
 
 
-def test_they_are_computed_in_the_precision_of_autocast_which_pays_for_larger_maps() -> None:
-    layer, x = layer_and_input(side=9)
+@pytest.mark.parametrize(("side", "kind"), [(5, OURS), (9, OURS), (10, TORCHS)])
+def test_in_bfloat16_larger_maps_are_small_too(side: int, kind: str) -> None:
+    layer, x = layer_and_input(side)
     _, *expected = gradients(layer, x)
     with small_maps(CPU), torch.autocast("cpu", torch.bfloat16):
-        kind, *found = gradients(layer, x)
+        found_kind, *found = gradients(layer, x)
         assert layer(x).dtype == torch.bfloat16
-    assert kind == "_ConvolutionBackward"
+    assert found_kind == kind
     assert [gradient.dtype for gradient in found] == [torch.float32, torch.float32]
     for gradient, exact in zip(found, expected, strict=True):
         assert (gradient - exact).norm() < 0.01 * exact.norm()
+
+
+def test_gradients_in_bfloat16_are_those_of_float32_but_for_rounding() -> None:
+    layer, x = layer_and_input(side=5)
+    _, *expected = gradients(layer, x)
+    with small_maps(CPU), torch.autocast("cpu", torch.bfloat16):
+        _, *found = gradients(layer, x)
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +79,7 @@ def test_other_convolutions_are_left_to_torch(settings: dict[str, object]) -> No
     layer, x = layer_and_input(**settings)  # type: ignore[arg-type]
     with small_maps(CPU):
         kind, *_ = gradients(layer, x)
-    assert kind == "ConvolutionBackward0"
+    assert kind == TORCHS
 
 
 def test_what_does_not_learn_is_left_to_torch() -> None:
