@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from training import png
 from training.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
 
 # JPEG includes MPO, which is a JPEG with a second picture behind it, as many phones write it; the first one is read.
@@ -18,6 +19,7 @@ MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
 )
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")  # of JPEG, PNG and GIF
 DEFAULT_MAX_PIXELS = 50_000_000
+_SMALL = 64 * 64  # pixels
 _DRAFT = 8  # least sides of a scaled JPEG, in sides of the network's input
 
 # Pillow's own guard has a fixed limit and warns before it raises; `open_picture` applies the limit it is given.
@@ -69,8 +71,11 @@ def open_scaled(data: bytes, size: int, max_pixels: int = DEFAULT_MAX_PIXELS) ->
 
     Each side stays at least `_DRAFT` times as long as the network's input, so that the antialiased resizing after it
     still averages over several pixels. The scaling happens in the decoder's inverse cosine transform, which costs a
-    fraction of decoding all pixels.
+    fraction of decoding all pixels. A small plain PNG is decoded at once.
     """
+    plain = png.read_plain(data, min(_SMALL, max_pixels))
+    if plain is not None:
+        return plain
     picture = open_picture(data, max_pixels)
     try:
         picture.draft(None, (_DRAFT * size, _DRAFT * size))
