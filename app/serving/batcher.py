@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 
 Observer = Callable[[int, float], None]
 
+# Times what a picture costs in the best batch: a smaller batch waits for what has arrived and was not looked at yet, a
+# larger one for nothing.
+_DEAR, _CHEAP = 2, 1.4
+
 _CLOSED = "This model is being shut down or unloaded. Send the request again."
 
 
@@ -40,11 +44,11 @@ class Batcher:
     """Gathers the pictures of many callers into batches, and gives each caller the row of its own picture.
 
     Belongs to the event loop in which it is made. The engine's threads take their batches themselves, so that a busy
-    event loop keeps no engine waiting; only a batch so small that its pictures cost over twice what they do in the best
-    one is put off until the event loop has looked at all that has arrived. A batch holds at most the size at which the
-    cost curve is flat, and several idle instances divide what waits among them. A caller that is cancelled before its
-    picture is in a batch, or whose deadline cannot be met any more, costs no computation. A batch that fails is halved
-    until the picture that made it fail is alone; the others get their answers.
+    event loop keeps no engine waiting; only a batch so small that its pictures cost too much, or that is less than half
+    of what is in work, is put off until the event loop has looked at all that has arrived. A batch holds at most the
+    size at which the cost curve is flat, and several idle instances divide what waits among them. A caller that is
+    cancelled before its picture is in a batch, or whose deadline cannot be met any more, costs no computation. A batch
+    that fails is halved until the picture that made it fail is alone; the others get their answers.
 
     Args:
         engine: loaded and warmed up.
@@ -75,7 +79,9 @@ class Batcher:
         self._awake = 0  # instances that compute, or are about to look for work
         self._computing = 0
         self._lock = Lock()  # guards both together with what waits
-        self._worthwhile = curve.worthwhile
+        self._least, self._most = curve.within(_DEAR), curve.within(_CHEAP)
+        self._worthwhile = self._least
+        self._taken = 0  # pictures in the last batch
         self._waking = False  # whether the event loop is about to call `_wake`
         self._closing = False
         self._idle = asyncio.Event()
@@ -124,6 +130,7 @@ class Batcher:
         with self._lock:
             batch, late = self._take()
             if batch:
+                self._expect(len(batch))
                 self._computing += 1
             else:
                 self._awake -= 1
@@ -147,6 +154,15 @@ class Batcher:
             self._executor.submit(self._work)
         else:
             self._loop.call_soon_threadsafe(self._wake)
+
+    def _expect(self, taken: int) -> None:
+        """Choose the next batch that is worthwhile: half of all that is in work.
+
+        Then one half is computed while the event loop answers the other and reads what follows.
+        """
+        half = (self._taken + taken + len(self._waiting)) // 2
+        self._worthwhile = min(max(half, self._least), self._most)
+        self._taken = taken
 
     def _wake(self) -> None:
         """Let idle instances begin with what waits, however little it is."""

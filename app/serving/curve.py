@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 # A batch size that reaches this share of the highest rate is as good: more pictures would only wait for each other.
 _ENOUGH = 0.97
-_DEAR = 2  # times what a picture costs in the best batch: worth waiting for others that have arrived already
 _LEAST_RUNS, _MOST_RUNS = 3, 10
 _SECONDS = 0.05  # for runs above the least
 
@@ -25,12 +24,11 @@ class Curve:
     @property
     def batch(self) -> int:
         """The smallest batch that is computed at nearly the highest rate."""
-        return min(size for size, seconds in self.seconds.items() if size / seconds >= _ENOUGH * self.rate)
+        return self.within(1 / _ENOUGH)
 
-    @property
-    def worthwhile(self) -> int:
-        """The smallest batch whose pictures cost at most twice as much as in the best one."""
-        return min(size for size, seconds in self.seconds.items() if _DEAR * size / seconds >= self.rate)
+    def within(self, factor: float) -> int:
+        """The smallest batch whose pictures cost at most `factor` times what they do in the best one."""
+        return min(size for size, seconds in self.seconds.items() if factor * size / seconds >= self.rate)
 
     def estimate(self, size: int) -> float:
         """Seconds that a batch of `size` pictures takes: those of the next larger one that was measured."""

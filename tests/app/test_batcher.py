@@ -136,6 +136,37 @@ def test_what_arrives_together_is_computed_together() -> None:
     assert engine.batches == [[0, 1, 2, 3, 4]]
 
 
+@pytest.mark.parametrize(("callers", "expected"), [(1, [1, 1, 1]), (3, [2, 2, 3]), (12, [2, 6, 8])])
+def test_batch_begins_before_all_was_looked_at_with_half_of_what_is_in_work(callers: int, expected: list[int]) -> None:
+    curve = Curve({1: 3, 2: 4, 4: 7, 8: 11, 16: 16})  # twice what a picture costs at best with 2, 1.4 times with 8
+    asked, begun = [0], list[int]()
+
+    class Noting(Steps):
+        def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            begun.append(asked[0])
+            return super().submit(function, *args, **kwargs)
+
+    async def scenario() -> None:
+        steps = Noting()
+        batcher = Batcher(FakeEngine(), curve, steps)
+
+        async def call(identity: int) -> None:
+            asked[0] += 1
+            await batcher.predict(FakeEngine.picture(identity))
+
+        for _ in range(3):
+            asked[0] = 0
+            answers = asyncio.gather(*map(call, range(callers)))
+            await asyncio.sleep(0)
+            while await steps.step():
+                pass
+            await answers
+        await batcher.close()
+
+    asyncio.run(scenario())
+    assert begun == expected
+
+
 moves = st.lists(
     st.one_of(
         st.tuples(st.just("ask"), st.one_of(st.just(math.inf), st.floats(0, 30))),  # for an answer within so long

@@ -25,8 +25,8 @@ def test_smallest_batch_at_nearly_the_highest_rate(seconds: dict[int, float], ba
     ("seconds", "size"),
     [({1: 1.0}, 1), ({1: 1.0, 2: 1.0}, 1), ({1: 1.0, 2: 1.0, 4: 1.0}, 2), ({1: 1.0, 2: 1.0, 4: 4.0}, 1)],
 )
-def test_smallest_batch_at_half_the_highest_rate_is_worthwhile(seconds: dict[int, float], size: int) -> None:
-    assert Curve(seconds).worthwhile == size
+def test_smallest_batch_at_half_the_highest_rate(seconds: dict[int, float], size: int) -> None:
+    assert Curve(seconds).within(2) == size
 
 
 @pytest.mark.parametrize(("size", "seconds"), [(1, 1), (2, 3), (3, 4), (4, 4), (8, 8)])
