@@ -36,12 +36,10 @@ _LOGGING: dict[str, Any] = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
     "handlers": {
         "stderr": {"class": "logging.StreamHandler", "formatter": "line"},
-        "access": {"class": "app.access_log.AccessLog", "formatter": "line"},
     },
     # DBOS's own handler would be a second one, in another format.
     "loggers": {
         "dbos": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
-        "uvicorn.access": {"handlers": ["access"], "propagate": False},
     },
     "root": {"handlers": ["stderr"], "level": "INFO"},
 }

@@ -1,40 +1,55 @@
 """The access log: a line for every answer, written many at a time."""
 
 import asyncio
-import contextlib
 import logging
+import sys
+import time
+from functools import lru_cache
+from typing import Any, TextIO
 
 # A line waits no longer than this. Each write lets another thread take Python's lock, and waiting to get it back costs
 # a busy service more than making the answer.
 _SECONDS = 0.05
 
 
-class AccessLog(logging.StreamHandler):  # type: ignore[type-arg]  # it is generic in stubs only
-    """Writes to standard error what an event loop has logged in the last `_SECONDS`; without a loop, at once."""
+class AccessLog(logging.Logger):
+    """Makes the lines that handlers and formatters would, without a record of who called and from where for each.
 
-    def __init__(self) -> None:
-        super().__init__()
+    Belongs to the thread of the event loop; what is logged while none runs is written at once.
+
+    Args:
+        name: of the logger, as its lines show it.
+        stream: where they go; standard error unless given.
+    """
+
+    def __init__(self, name: str, stream: TextIO | None = None) -> None:
+        super().__init__(name, logging.INFO)
+        self._stream = stream
         self._lines: list[str] = []
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            line = self.format(record) + self.terminator
-        except Exception:  # as the handlers of the library do: a log never ends what is logged
-            self.handleError(record)
+    def info(self, msg: object, *args: object, **_: Any) -> None:
+        now = time.time()
+        milliseconds = int(1000 * (now % 1))
+        self._lines.append(f"{_second(int(now))},{milliseconds:03d} INFO {self.name}: {str(msg) % args}\n")
+        if len(self._lines) > 1:
             return
-        self._lines.append(line)
         try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # none runs in this thread
+            asyncio.get_running_loop().call_later(_SECONDS, self.flush)
+        except RuntimeError:  # none runs
             self.flush()
-            return
-        if len(self._lines) == 1:
-            loop.call_later(_SECONDS, self.flush)
 
     def flush(self) -> None:
         """Write what waits; called at the end of the process too."""
-        with self.lock or contextlib.nullcontext():
-            lines, self._lines = self._lines, []
-            if lines:
-                self.stream.write("".join(lines))
-            super().flush()
+        lines, self._lines = self._lines, []
+        if lines:
+            stream = self._stream or sys.stderr
+            stream.write("".join(lines))
+            stream.flush()
+
+
+@lru_cache(maxsize=1)
+def _second(since_epoch: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since_epoch))
+
+
+ACCESS = AccessLog("uvicorn.access")

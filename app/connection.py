@@ -2,11 +2,15 @@
 
 import asyncio
 import logging
-from typing import TypedDict
+from typing import Any, TypedDict, cast
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from app.access_log import ACCESS
+from app.api.disconnect import Client
 from app.errors import TooSlowError, respond
+from app.transport import GatheringTransport
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +38,13 @@ class Connection(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.access_logger = ACCESS
+        self._client = Client()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, GatheringTransport(transport, self.loop)))
         self._expect()
 
     def data_received(self, data: bytes) -> None:
@@ -51,6 +60,11 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
         super().connection_lost(exc)
+        self._client.leave()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._client.attach(cast(Scope, self.scope))
 
     def shutdown(self) -> None:
         self.app_state["stopping"].set()

@@ -298,6 +298,8 @@ class InferenceError(ServiceError):
     title = "The model failed on this picture"
 
 
+EXPECTED = (ServiceError, ImageError, RequestValidationError, ClientDisconnect)  # no fault of the service
+
 _IMAGE_PROBLEMS: Mapping[type[ImageError], tuple[int, str, str]] = {
     UnsupportedImageError: (415, "unsupported-image", "Not a picture that can be read"),
     CorruptImageError: (422, "corrupt-image", "Damaged picture"),
@@ -319,6 +321,12 @@ def respond(error: Exception) -> Response:
     """Make the answer to a request that ended with an error."""
     if isinstance(error, ServiceError):
         return _response(problem(error), error.headers, **error.members)
+    if isinstance(error, RequestValidationError):
+        found = [_explain(entry) for entry in error.errors()]
+        document = _problem(422, "invalid-request", "Invalid request", "; ".join(found) + ". See /docs.")
+        return _response(document, {}, errors=found)
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=400)  # the client hung up: nobody reads this
     return _response(problem(error), {})
 
 
@@ -330,11 +338,9 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def install(app: FastAPI) -> None:
     """Make every error of an application a problem document."""
-    app.add_exception_handler(ServiceError, _expected)
-    app.add_exception_handler(ImageError, _expected)
+    for kind in EXPECTED:
+        app.add_exception_handler(kind, _expected)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -360,10 +366,6 @@ async def _unexpected(_: Request, __: Exception) -> Response:
     return _response(_internal(), {})
 
 
-async def _gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=400)  # the client hung up: nobody reads this
-
-
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 (registered for this type only)
     phrase = HTTPStatus(error.status_code).phrase
@@ -374,13 +376,6 @@ async def _http(request: Request, error: Exception) -> Response:
     detail = error.detail if error.detail != phrase else details.get(error.status_code, phrase)
     document = Problem(type="about:blank", title=phrase, status=error.status_code, detail=detail)
     return _response(document, error.headers)
-
-
-async def _invalid(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 (registered for this type only)
-    found = [_explain(entry) for entry in error.errors()]
-    document = _problem(422, "invalid-request", "Invalid request", "; ".join(found) + ". See /docs.")
-    return _response(document, {}, errors=found)
 
 
 def _explain(entry: Mapping[str, Any]) -> str:

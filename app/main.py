@@ -4,7 +4,7 @@ import asyncio
 import gc
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Literal
 
@@ -12,12 +12,13 @@ from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from app import errors
+from app.access_log import ACCESS
 from app.api import canary, feedback, finetune, health, metrics, models, page, predict
 from app.connection import State
 from app.feedback.recorder import Recorder
 from app.feedback.store import Store
 from app.jobs.queue import JobQueue
-from app.middleware import Admit, ApiKey, BodyLimit, Limit
+from app.middleware import Admit, ApiKey, BodyLimit, Direct, Limit
 from app.registry import Registry
 from app.service import Service
 from app.serving import placement
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _FOLLOW_SECONDS = 1.0
 _SWITCH_SECONDS = 0.0005
+_GARBAGE_OBJECTS = 20_000  # that were made and not freed since it was looked for last
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -54,8 +56,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # The threads that compute and decode get Python's lock from the event loop after this long, not after 5 ms.
         sys.setswitchinterval(_SWITCH_SECONDS)
         # The 130,000 objects of imported libraries stay. To look for garbage among them would hold all requests up, for
-        # 25 ms each time, and for more with torch.
+        # 25 ms each time, and for more with torch. Nor is there much to find after every third request.
         gc.freeze()
+        gc.set_threshold(_GARBAGE_OBJECTS)
         engines = Engines(settings.engine, device, shares.engine, settings.max_batch, settings.data_dir / "engines")
         service = Service(
             settings,
@@ -94,8 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             service.jobs.close()
             if service.recorder:
                 service.recorder.close()
-            for handler in logging.getLogger("uvicorn.access").handlers:
-                handler.flush()  # a worker process is ended by the signal that stops it
+            ACCESS.flush()  # a worker process is ended by the signal that stops it
 
     app = FastAPI(
         title="Refit",
@@ -103,18 +105,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere; `page` has one that does not
         redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # looked for at every request; there is our own
     )
     errors.install(app)
     keys = [key.get_secret_value() for key in settings.api_keys]
-    app.add_middleware(
-        BodyLimit,
-        limit=Limit(settings.max_upload_bytes, "APP_MAX_UPLOAD_MB"),
-        exceptions={"/finetune": Limit(settings.max_dataset_bytes, "APP_MAX_DATASET_MB")},
-    )
-    app.add_middleware(Admit)
-    if keys:
-        app.add_middleware(ApiKey, keys=keys)
-    app.add_middleware(Telemetry)  # outermost: what the others refuse is counted too
+    _add_middleware(app, settings, keys)
     # The middleware asks for the key, on every address; this says so in the OpenAPI document.
     bearer, header = HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False)
     secured = [Security(bearer), Security(header)] if keys else []
@@ -128,6 +123,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(page.router)
     app.mount("/web", page.files)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, keys: Sequence[str]) -> None:
+    """Put what every request passes around the routes, from the inside to the outside."""
+    app.add_middleware(Direct, endpoint=predict.predict)
+    app.add_middleware(
+        BodyLimit,
+        limit=Limit(settings.max_upload_bytes, "APP_MAX_UPLOAD_MB"),
+        exceptions={"/finetune": Limit(settings.max_dataset_bytes, "APP_MAX_DATASET_MB")},
+    )
+    app.add_middleware(Admit)
+    if keys:
+        app.add_middleware(ApiKey, keys=keys)
+    app.add_middleware(Telemetry)  # outermost: what the others refuse is counted too
 
 
 def _device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:

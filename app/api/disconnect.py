@@ -2,52 +2,80 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Scope
 
 from app.errors import DeadlineError
 
+_SCOPE = "refit.client"
 
-@asynccontextmanager
-async def while_wanted(receive: Receive, deadline: float = math.inf) -> AsyncIterator[None]:
-    """Cancel what the block does as soon as nobody wants it any more.
+
+class Client:
+    """Whether the client of a connection is still there, and whom to tell when it leaves.
+
+    The protocol's own message, `http.disconnect`, would take a task that waits for it beside every request.
+
+    Attributes:
+        gone: whether it has hung up.
+        watchers: called when it does.
+    """
+
+    def __init__(self) -> None:
+        self.gone = False
+        self.watchers: set[Callable[[], None]] = set()
+
+    def attach(self, scope: Scope) -> None:
+        """Become the client of a request."""
+        scope[_SCOPE] = self
+
+    def leave(self) -> None:
+        """Take note that it has hung up."""
+        self.gone = True
+        for tell in tuple(self.watchers):
+            tell()
+
+
+def client_of(scope: Scope) -> Client:
+    """The client of a request; of another server than ours, one that never leaves."""
+    found: Client = scope.get(_SCOPE) or Client()
+    return found
+
+
+class Wanted:
+    """Cancels what is done inside (`async with Wanted(client): ...`) as soon as nobody wants it any more.
+
+    Leaving the block raises ClientDisconnect if the client has hung up, DeadlineError if the deadline has passed.
 
     Args:
-        receive: of a request whose body has been read to its end.
+        client: of the request.
         deadline: time of the event loop's clock.
-
-    Raises:
-        ClientDisconnect: the client has hung up.
-        DeadlineError: the deadline has passed.
     """
-    loop = asyncio.get_running_loop()
-    gone = over = False
-    try:
-        async with asyncio.timeout_at(None if deadline == math.inf else deadline) as scope:
 
-            def leave(task: asyncio.Task[None]) -> None:
-                nonlocal gone
-                # In the moment in which the client leaves, the block may end or the deadline pass.
-                if not (over or scope.expired() or task.cancelled()):
-                    gone = True
-                    scope.reschedule(loop.time())
+    def __init__(self, client: Client, deadline: float = math.inf) -> None:
+        self._client = client
+        self._scope = asyncio.timeout_at(None if deadline == math.inf else deadline)
+        self._gone = False
 
-            leaving = loop.create_task(_disconnected(receive))
-            leaving.add_done_callback(leave)
-            try:
-                yield
-            finally:
-                over = True
-                leaving.cancel()
-    except TimeoutError:
-        if gone:
-            raise ClientDisconnect from None
-        raise DeadlineError from None
+    async def __aenter__(self) -> None:
+        await self._scope.__aenter__()
+        if self._client.gone:
+            self._leave()
+        else:
+            self._client.watchers.add(self._leave)
 
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.watchers.discard(self._leave)
+        try:
+            await self._scope.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise (ClientDisconnect if self._gone else DeadlineError)() from None
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    def _leave(self) -> None:
+        if not self._scope.expired():  # the deadline may pass in the same moment
+            self._gone = True
+            self._scope.reschedule(asyncio.get_running_loop().time())

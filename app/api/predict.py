@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field, ValidationError
 
-from app.api.disconnect import while_wanted
+from app.api.disconnect import Wanted, client_of
 from app.errors import Problem, RetryableError, documented, problem
 from app.loader import Served
 from app.middleware import ticket_of
@@ -149,7 +149,7 @@ async def predict(request: Request) -> Response:
         ticket.begin(len(uploads))
         timings = prediction_of(request.scope).begin(served.name, served.version, len(uploads))
         work = _Work(service, served, trial, ticket, deadline)
-        async with while_wanted(request.receive, deadline):
+        async with Wanted(client_of(request.scope), deadline):
             rows = await work.classify_all(uploads, timings)
     entries = [_entry(served, upload, row, asked.top_k) for upload, row in zip(uploads, rows, strict=True)]
     if service.recorder:

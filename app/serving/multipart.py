@@ -10,6 +10,7 @@ from app.errors import InvalidRequestError
 
 # What nearly every client writes; anything else, such as escapes or filename*, goes through the general parser.
 _PLAIN = re.compile(rb'form-data; name="([^"\\]*)"(?:; filename="([^"\\]*)")?', re.IGNORECASE)
+_PLAIN_TYPE = re.compile(r'multipart/form-data; ?boundary=([^\s";,]+)', re.IGNORECASE)
 _MAX_HEADER_BYTES = 8192
 
 
@@ -32,7 +33,7 @@ def parse(body: bytes, content_type: str) -> Iterator[Part]:
     Raises:
         InvalidRequestError: it is no form, or ends early.
     """
-    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    boundary = _boundary(content_type)
     if not boundary:
         raise _malformed("Its content type names no boundary.")
     delimiter = b"\r\n--" + boundary
@@ -51,6 +52,12 @@ def parse(body: bytes, content_type: str) -> Iterator[Part]:
             raise _malformed("A part of it ends early.")
         yield _part(body[line + 2 : start], body[start + 4 : end])
         place = end + len(delimiter)
+
+
+def _boundary(content_type: str) -> bytes | None:
+    if plain := _PLAIN_TYPE.fullmatch(content_type):
+        return plain[1].encode("latin-1")
+    return parse_options_header(content_type)[1].get(b"boundary")
 
 
 def _part(headers: bytes, data: bytes) -> Part:

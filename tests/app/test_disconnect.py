@@ -6,41 +6,53 @@ from typing import Any
 
 import pytest
 from starlette.requests import ClientDisconnect
-from starlette.types import Message
 
-from app.api.disconnect import while_wanted
+from app.api.disconnect import Client, Wanted, client_of
 from app.errors import DeadlineError
 
 
-async def stays() -> Message:
-    await asyncio.Event().wait()
-    return {"type": "http.disconnect"}
-
-
-async def leaves() -> Message:
-    return {"type": "http.disconnect"}
-
-
-def test_work_is_cancelled_when_the_client_hangs_up() -> None:
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_work_is_cancelled_when_the_client_hangs_up(turns: int) -> None:
     cancelled = asyncio.Event()
 
     async def scenario() -> None:
+        client = Client()
+
+        async def hang_up() -> None:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            client.leave()
+
+        leaving = asyncio.create_task(hang_up())
         with pytest.raises(ClientDisconnect):
-            async with while_wanted(leaves):
+            async with Wanted(client):
                 try:
                     await asyncio.Event().wait()
                 finally:
                     cancelled.set()
+        await leaving
+        assert not client.watchers
 
     asyncio.run(scenario())
     assert cancelled.is_set()
+
+
+def test_nothing_is_done_for_a_client_that_has_left_already() -> None:
+    async def scenario() -> None:
+        client = Client()
+        client.leave()
+        with pytest.raises(ClientDisconnect):
+            async with Wanted(client):
+                await asyncio.Event().wait()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("seconds", [-1.0, 0.0, 0.01])
 def test_work_is_cancelled_when_the_deadline_passes(seconds: float) -> None:
     async def scenario() -> None:
         with pytest.raises(DeadlineError):
-            async with while_wanted(stays, asyncio.get_running_loop().time() + seconds):
+            async with Wanted(Client(), asyncio.get_running_loop().time() + seconds):
                 await asyncio.Event().wait()
 
     asyncio.run(scenario())
@@ -51,33 +63,36 @@ def test_client_may_hang_up_in_the_moment_in_which_the_block_ends(turns: int) ->
     problems: list[dict[str, Any]] = []
 
     async def scenario() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: problems.append(context))
+        client = Client()
+        loop.call_soon(lambda: loop.call_soon(client.leave))
         with suppress(ClientDisconnect):
-            async with while_wanted(leaves):
+            async with Wanted(client):
                 for _ in range(turns):
                     await asyncio.sleep(0)
         await asyncio.sleep(0.001)
+        assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
 
     asyncio.run(scenario())
     assert problems == []
 
 
-def test_client_may_hang_up_in_the_moment_in_which_the_deadline_passes() -> None:
+@pytest.mark.parametrize("first", ["client", "deadline"])
+def test_client_may_hang_up_in_the_moment_in_which_the_deadline_passes(first: str) -> None:
     problems: list[dict[str, Any]] = []
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: problems.append(context))
-        gone = asyncio.Event()
-
-        async def leaves_late() -> Message:
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
+        client = Client()
         deadline = loop.time() + 0.01
-        loop.call_at(deadline, gone.set)
+        if first == "client":
+            loop.call_at(deadline, client.leave)
         with pytest.raises((ClientDisconnect, DeadlineError)):
-            async with while_wanted(leaves_late, deadline):
+            async with Wanted(client, deadline):
+                if first == "deadline":
+                    loop.call_at(deadline, client.leave)
                 await asyncio.Event().wait()
         await asyncio.sleep(0.001)
 
@@ -87,12 +102,21 @@ def test_client_may_hang_up_in_the_moment_in_which_the_deadline_passes() -> None
 
 def test_block_and_its_errors_are_untouched_while_the_client_stays() -> None:
     async def scenario() -> None:
-        async with while_wanted(stays):
+        client = Client()
+        async with Wanted(client):
             await asyncio.sleep(0)
         with pytest.raises(ValueError, match="wrong"):
-            async with while_wanted(stays):
+            async with Wanted(client):
                 raise ValueError("wrong")
+        client.leave()  # nobody listens any more
         await asyncio.sleep(0)
-        assert len(asyncio.all_tasks()) == 1, "the watchers have ended"
 
     asyncio.run(scenario())
+
+
+def test_every_request_of_a_connection_has_its_client() -> None:
+    client = Client()
+    first: dict[str, Any] = {}
+    client.attach(first)
+    assert client_of(first) is client
+    assert not client_of({}).gone
