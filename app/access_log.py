@@ -28,9 +28,13 @@ class AccessLog(logging.Logger):
         self._lines: list[str] = []
 
     def info(self, msg: object, *args: object, **_: Any) -> None:
+        try:
+            text = str(msg) % args
+        except (TypeError, ValueError):  # a log never ends what is logged
+            text = f"{msg} {args}"
         now = time.time()
         milliseconds = int(1000 * (now % 1))
-        self._lines.append(f"{_second(int(now))},{milliseconds:03d} INFO {self.name}: {str(msg) % args}\n")
+        self._lines.append(f"{_second(int(now))},{milliseconds:03d} INFO {self.name}: {text}\n")
         if len(self._lines) > 1:
             return
         try:

@@ -58,6 +58,12 @@ def test_without_a_loop_a_line_is_written_at_once(log: Log) -> None:
     assert _messages(stream) == ["now"]
 
 
+def test_a_line_that_cannot_be_made_does_not_end_the_answer(log: Log) -> None:
+    access, stream = log
+    access.info("%d", "no number")
+    assert _messages(stream) == ["%d ('no number',)"]
+
+
 def test_lines_look_as_those_of_other_loggers_do(log: Log) -> None:
     access, stream = log
     usual = io.StringIO()
