@@ -4,7 +4,6 @@ import asyncio
 import logging
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +12,7 @@ from app import catalog, telemetry
 from app.errors import ClosingError, ModelUnavailableError
 from app.serving.batcher import Batcher
 from app.serving.choice import Engines, Opened
+from app.serving.turns import Turns
 from training import artifact, machine
 from training.artifact import Manifest
 from training.errors import ArtifactError
@@ -91,8 +91,7 @@ class Loader:
         self._lock = asyncio.Lock()
         self._unloading: set[asyncio.Task[None]] = set()
         self._closed = False
-        # The same threads for all models: batches beside them would only take the processors from each other.
-        self._executor = ThreadPoolExecutor(engines.instances, "engine")
+        self._turns = Turns()
 
     def find(self, name: str, version: int | None) -> Served | None:
         """The version if it is loaded."""
@@ -143,7 +142,7 @@ class Loader:
         async with self._lock:
             await asyncio.gather(*(served.batcher.close() for served in self._served.values()))
             await asyncio.gather(*self._unloading)
-        self._executor.shutdown()
+        self._turns.shutdown()
 
     def _refuse_known_failure(self, name: str, version: int) -> None:
         failure = self._failures.get((name, version))
@@ -155,7 +154,7 @@ class Loader:
             raise ClosingError("The service is shutting down. Send the request again.", 1)
         manifest, opened = await asyncio.to_thread(self._read, name, version)
         observe = telemetry.batch_observer(name)
-        batcher = Batcher(opened.engine, opened.curve, self._executor, observe, self._engines.instances)
+        batcher = Batcher(opened.engine, opened.curve, self._turns, observe, opened.halves)
         served = self._served[name, version] = Served(manifest, opened.kind, batcher)
         telemetry.note_loaded(name, version, opened.kind, loaded=True)
         log.info("Loaded %s version %d on %s", name, version, opened.kind)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import httpx
 import numpy as np
 
 from app.serving.choice import Engines, Opened
+from app.serving.engine import Engine
+from app.serving.turns import HALVES
 from bench import models, overload, pictures
 from bench.server import Server, serve, service
 from training import artifact, machine
@@ -125,13 +128,25 @@ class Bench:
 
     def _ceiling(self) -> float:
         """Pictures a second of the engine alone in its best batch, now: a machine that others use too changes."""
+        rate = self._rate(self._opened.engine, 1)
+        return max(rate, self._rate(self._opened.halves, HALVES)) if self._opened.halves else rate
+
+    def _rate(self, engine: Engine, threads: int) -> float:
         size = artifact.read_manifest(self._version).input_size
         batch = np.zeros((self._opened.curve.batch, 3, size, size), np.uint8)
-        done, started = 0, time.perf_counter()
-        while (taken := time.perf_counter() - started) < self._options.seconds / 2:
-            self._opened.engine.predict(batch)
-            done += len(batch)
-        return done / taken
+        end = time.perf_counter() + self._options.seconds / 4
+
+        def compute(_: int) -> int:
+            done = 0
+            while time.perf_counter() < end:
+                engine.predict(batch)
+                done += len(batch)
+            return done
+
+        started = time.perf_counter()
+        with ThreadPoolExecutor(threads) as executor:
+            done = sum(executor.map(compute, range(threads)))
+        return done / (time.perf_counter() - started)
 
     @contextmanager
     def _ours(self) -> Iterator[Server]:

@@ -86,23 +86,24 @@ def make(models: Path, name: str, engine: str, data: Path, count: int) -> Refere
 @dataclass(frozen=True)
 class _Opened:
     manifest: Manifest
-    engine: Engine
+    engines: Sequence[Engine]  # that the service may use
     sizes: Sequence[int]  # of the batches that the service may make
 
 
 def _open(folder: Path, settings: Settings) -> _Opened:
     threads = machine.divide().engine
-    engines = Engines(settings.engine, "cpu", threads, settings.max_batch, settings.data_dir / "engines")
+    machinery = Engines(settings.engine, "cpu", threads, settings.max_batch, settings.data_dir / "engines")
     manifest = artifact.verify(folder)
-    opened = engines.open(folder, manifest)
-    return _Opened(manifest, opened.engine, [size for size in opened.curve.seconds if size <= opened.curve.batch])
+    opened = machinery.open(folder, manifest)
+    engines = [engine for engine in (opened.engine, opened.halves) if engine]
+    return _Opened(manifest, engines, [size for size in opened.curve.seconds if size <= opened.curve.batch])
 
 
 def _answer(version: _Opened, pixels: Pixels) -> tuple[Probabilities, float]:
     """What it says of pictures, float32 [pictures, classes], and by how much smaller batches change that."""
-    rows = _compute(version.engine, pixels, version.sizes[-1])
+    rows = _compute(version.engines[0], pixels, version.sizes[-1])
     few = slice(_COMPARED)
-    again = [_compute(version.engine, pixels[few], size) for size in version.sizes]
+    again = [_compute(engine, pixels[few], size) for engine in version.engines for size in version.sizes]
     return rows, max(float(np.abs(other - rows[few]).max()) for other in again)
 
 

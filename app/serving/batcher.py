@@ -4,8 +4,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from threading import Lock
 from time import perf_counter
@@ -15,6 +14,7 @@ import numpy as np
 from app.errors import ClosingError, DeadlineError, InferenceError, ServiceError
 from app.serving.curve import Curve
 from app.serving.engine import Engine, Pixels, Probabilities
+from app.serving.turns import HALVES, Thread, Turns
 from app.telemetry import Timing
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,10 @@ Observer = Callable[[int, float], None]
 # Times what a picture costs in the best batch: a smaller batch waits for what has arrived and was not looked at yet, a
 # larger one for nothing.
 _DEAR, _CHEAP = 2, 1.4
+
+_NOBODY: Set[Thread] = frozenset()
+_FIRST: Set[Thread] = frozenset({0})
+_BOTH: Set[Thread] = frozenset({0, 1})
 
 _CLOSED = "This model is being shut down or unloaded. Send the request again."
 
@@ -46,16 +50,16 @@ class Batcher:
     Belongs to the event loop in which it is made. The engine's threads take their batches themselves, so that a busy
     event loop keeps no engine waiting; only a batch so small that its pictures cost too much, or that is less than half
     of what is in work, is put off until the event loop has looked at all that has arrived. A batch holds at most the
-    size at which the cost curve is flat, and several idle instances divide what waits among them. A caller that is
-    cancelled before its picture is in a batch, or whose deadline cannot be met any more, costs no computation. A batch
-    that fails is halved until the picture that made it fail is alone; the others get their answers.
+    size at which the cost curve is flat; instead of one that takes long, two are computed side by side. A caller that
+    is cancelled before its picture is in a batch, or whose deadline cannot be met any more, costs no computation. A
+    batch that fails is halved until the picture that made it fail is alone; the others get their answers.
 
     Args:
         engine: loaded and warmed up.
         curve: what its batches cost; `curve.batch` is the largest that is made.
-        executor: where the engine runs.
+        turns: gives the engine its threads, as those of the other models.
         observe: called with the pictures and the seconds of every batch that was computed, from the engine's thread.
-        instances: most batches that are computed at a time.
+        halves: computes two batches at a time, each with half of the threads; without it one is computed at a time.
         clock: seconds, of the same origin as deadlines; the event loop's own unless given.
     """
 
@@ -63,20 +67,20 @@ class Batcher:
         self,
         engine: Engine,
         curve: Curve,
-        executor: Executor,
+        turns: Turns,
         observe: Observer = lambda *_: None,
-        instances: int = 1,
+        halves: Engine | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._engine = engine
         self._curve = curve
-        self._executor = executor
+        self._turns = turns
         self._observe = observe
-        self._instances = instances
+        self._halves = halves
         self._loop = asyncio.get_running_loop()
         self._clock = clock or self._loop.time
         self._waiting: deque[_Request] = deque()
-        self._awake = 0  # instances that compute, or are about to look for work
+        self._awake: set[Thread] = set()  # that compute, or are about to look for work
         self._computing = 0
         self._lock = Lock()  # guards both together with what waits
         self._least, self._most = curve.within(_DEAR), curve.within(_CHEAP)
@@ -111,11 +115,10 @@ class Batcher:
         self._idle.clear()
         with self._lock:
             self._waiting.append(request)
-            start = self._awake < self._instances and len(self._waiting) >= self._worthwhile
-            self._awake += start
-        if start:
-            self._executor.submit(self._work)
-        elif not self._waking and self._awake < self._instances:
+            starting = self._starting(self._worthwhile)
+        if starting:
+            self._start(starting)
+        elif not self._waking and not self._awake:
             self._waking = True
             self._loop.call_soon(self._wake)
         return await request.answer
@@ -125,34 +128,46 @@ class Batcher:
         self._closing = True
         await self._idle.wait()
 
-    def _work(self) -> None:
-        """Compute one batch, then go behind whatever else waits for this executor, or wait for more pictures."""
+    def _starting(self, least: int) -> Set[Thread]:
+        """Which threads begin with what waits, if it is `least` pictures or more; they are awake from now on."""
+        starting = _NOBODY
+        if len(self._waiting) >= least:
+            starting = _BOTH - self._awake if self._divides() else _NOBODY if self._awake else _FIRST
+        self._awake |= starting
+        return starting
+
+    def _divides(self) -> bool:
+        return self._halves is not None and self._curve.divides(len(self._waiting))
+
+    def _start(self, threads: Set[Thread]) -> None:
+        for thread in threads:
+            self._turns.submit(thread, self._work)
+
+    def _work(self, thread: Thread) -> None:
+        """Compute one batch, then go behind whatever else waits for this thread, or wait for more pictures."""
         with self._lock:
-            batch, late = self._take()
-            if batch:
-                self._expect(len(batch))
+            half = self._halves if self._computing or self._divides() else None
+        with self._turns.take(1 if half else HALVES):
+            with self._lock:
+                batch, late = self._take(HALVES if half else 1)
                 self._computing += 1
-            else:
-                self._awake -= 1
-        if late:
-            self._loop.call_soon_threadsafe(_settle, late, [DeadlineError() for _ in late])
-        if not batch:
-            self._loop.call_soon_threadsafe(self._wake)
-            return
-        try:
-            outcomes = self._compute(batch)
-        except BaseException as error:
-            log.critical("The engine ended its thread", exc_info=error)
-            self._loop.call_soon_threadsafe(self._die, batch)
-            return
+            if late:
+                self._loop.call_soon_threadsafe(_settle, late, [DeadlineError() for _ in late])
+            try:
+                outcomes = self._compute(half or self._engine, batch)
+            except BaseException as error:
+                log.critical("The engine ended its thread", exc_info=error)
+                self._loop.call_soon_threadsafe(self._die, thread, batch)
+                return
+            finally:
+                with self._lock:
+                    self._computing -= 1
         with self._lock:
-            self._computing -= 1
-            more = len(self._waiting) >= self._worthwhile
-            self._awake -= not more
+            self._awake.remove(thread)
+            starting = self._starting(self._worthwhile)
         self._loop.call_soon_threadsafe(_settle, batch, outcomes)
-        if more:
-            self._executor.submit(self._work)
-        else:
+        self._start(starting)
+        if not starting:
             self._loop.call_soon_threadsafe(self._wake)
 
     def _expect(self, taken: int) -> None:
@@ -165,21 +180,23 @@ class Batcher:
         self._taken = taken
 
     def _wake(self) -> None:
-        """Let idle instances begin with what waits, however little it is."""
+        """Let idle threads begin with what waits, however little it is."""
         self._waking = False
         with self._lock:
-            starting = min(len(self._waiting), self._instances - self._awake)
-            self._awake += starting
-        for _ in range(starting):
-            self._executor.submit(self._work)
+            starting = self._starting(1)
+        self._start(starting)
         if not self._awake:
             self._idle.set()
 
-    def _take(self) -> tuple[list[_Request], list[_Request]]:
-        """The next batch, and the requests before it whose deadlines cannot be met."""
+    def _take(self, sharing: int) -> tuple[list[_Request], list[_Request]]:
+        """The next batch, and the requests before it whose deadlines cannot be met.
+
+        Args:
+            sharing: batches that share the processors, those that are computed already included.
+        """
         now = self._clock()
-        share = math.ceil(len(self._waiting) / (self._instances - self._computing))
-        limit = min(share, self._curve.batch)
+        share = math.ceil(len(self._waiting) / (sharing - self._computing))
+        limit = min(share, math.ceil(self._curve.batch / sharing))
         batch: list[_Request] = []
         late: list[_Request] = []
         earliest = math.inf
@@ -187,7 +204,7 @@ class Batcher:
             request = self._waiting[0]
             if not request.answer.done():
                 earliest = min(earliest, request.deadline)
-                in_time = now + self._curve.estimate(len(batch) + 1) <= earliest
+                in_time = now + sharing * self._curve.estimate(len(batch) + 1) <= earliest
                 if batch and not in_time:
                     break  # a larger batch would be too late for somebody in it
                 if in_time:
@@ -196,22 +213,26 @@ class Batcher:
                     late.append(request)
                     earliest = math.inf
             self._waiting.popleft()
+        if batch:
+            self._expect(len(batch))
         return batch, late
 
-    def _compute(self, batch: Sequence[_Request]) -> list[Outcome]:
+    def _compute(self, engine: Engine, batch: Sequence[_Request]) -> list[Outcome]:
+        if not batch:
+            return []
         try:
-            return list(self._predict(batch))
+            return list(self._predict(engine, batch))
         except Exception as error:
             if len(batch) == 1:
                 log.exception("The engine fails on one picture")
                 return [_failure(error)]
             log.warning("A batch of %d pictures failed (%r); halving it", len(batch), error)
             middle = len(batch) // 2
-            return self._compute(batch[:middle]) + self._compute(batch[middle:])
+            return self._compute(engine, batch[:middle]) + self._compute(engine, batch[middle:])
 
-    def _predict(self, batch: Sequence[_Request]) -> Probabilities:
+    def _predict(self, engine: Engine, batch: Sequence[_Request]) -> Probabilities:
         started = perf_counter()
-        rows = self._engine.predict(np.stack([request.pixels for request in batch]))
+        rows = engine.predict(np.stack([request.pixels for request in batch]))
         took = perf_counter() - started
         if len(rows) != len(batch):
             raise ValueError(f"the engine answered {len(batch)} pictures with {len(rows)} rows")
@@ -220,11 +241,10 @@ class Batcher:
         self._observe(len(batch), took)
         return rows
 
-    def _die(self, batch: Sequence[_Request]) -> None:
+    def _die(self, thread: Thread, batch: Sequence[_Request]) -> None:
         self._closing = True
         with self._lock:
-            self._computing -= 1
-            self._awake -= 1
+            self._awake.remove(thread)
             lost = [*batch, *self._waiting]
             self._waiting.clear()
         _settle(lost, [ClosingError(_CLOSED, 1) for _ in lost])

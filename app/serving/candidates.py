@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from app.serving import openvino
 from app.serving.engine import Engine, Kind
 from app.serving.openvino import OpenVinoEngine
+from app.serving.turns import HALVES
 from training import machine, probe
 from training.artifact import SCRIPT, Manifest
 from training.errors import ArtifactError
@@ -81,6 +82,13 @@ def make(kind: Kind, folder: Path, manifest: Manifest, place: Place) -> Engine:
         case "openvino-int8":
             return OpenVinoEngine(_integers(manifest, place), manifest, "int8", place.threads, place.instances)
     return _torchscript(kind, folder, manifest, place)
+
+
+def make_halves(kind: Kind, folder: Path, manifest: Manifest, place: Place) -> Engine | None:
+    """Make one of the same kind that computes two batches at a time, each with half of the threads, if there can be."""
+    if not kind.startswith("openvino") or place.threads < HALVES:
+        return None
+    return make(kind, folder, manifest, place.model_copy(update={"instances": HALVES}))
 
 
 def _torchscript(

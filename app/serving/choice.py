@@ -56,11 +56,15 @@ class Choice(BaseModel):
 
 @dataclass(frozen=True)
 class Opened:
-    """An engine that is loaded and warmed up, what it is and what its batches cost."""
+    """An engine that is loaded and warmed up, what it is and what its batches cost.
+
+    `halves` computes two batches at a time, each with half of the threads, for a network whose batches are worth it.
+    """
 
     engine: Engine
     kind: Kind
     curve: Curve
+    halves: Engine | None = None
 
 
 class Engines:
@@ -72,7 +76,6 @@ class Engines:
         threads: that compute a batch.
         max_batch: most pictures in a batch.
         cache: folder where choices and converted networks are kept; without one they are made anew each time.
-        instances: batches that are computed at a time.
     """
 
     def __init__(
@@ -82,14 +85,12 @@ class Engines:
         threads: int,
         max_batch: int,
         cache: Path | None = None,
-        instances: int = 1,
     ) -> None:
         self._wanted = wanted
         self._device: Literal["cpu", "cuda"] = device
         self._threads = threads
         self._max_batch = max_batch
         self._cache = cache
-        self.instances = instances
         self._processes = Processes()
 
     def close(self) -> None:
@@ -104,12 +105,18 @@ class Engines:
         """
         # What one processor has would decide how many threads compute, and under which name the choice is remembered.
         with unplaced(), self._folder(manifest) as cache:
-            place = Place(device=self._device, threads=self._threads, instances=self.instances, cache=cache)
+            place = Place(device=self._device, threads=self._threads, cache=cache)
             choice = _recall(cache) or self._choose(folder, manifest, place)
-            engine = candidates.make(choice.kind, folder, manifest, place)
-            engine.load()
-        engine.warm_up(choice.curve.batch)
-        return Opened(engine, choice.kind, choice.curve)
+            kind, curve = choice.kind, choice.curve
+            engine = candidates.make(kind, folder, manifest, place)
+            halves = None
+            if curve.divides(self._max_batch):
+                halves = candidates.make_halves(kind, folder, manifest, place)
+            for each in filter(None, (engine, halves)):
+                each.load()
+        for each in filter(None, (engine, halves)):
+            each.warm_up(curve.batch)
+        return Opened(engine, kind, curve, halves)
 
     def _choose(self, folder: Path, manifest: Manifest, place: Place) -> Choice:
         kinds = candidates.possible(self._device) if self._wanted == "auto" else (self._wanted,)
@@ -158,7 +165,6 @@ class Engines:
             "libraries": {name: _installed(name) for name in _LIBRARIES},
             "wanted": self._wanted,
             "threads": self._threads,
-            "instances": self.instances,
             "max_batch": self._max_batch,
         }
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

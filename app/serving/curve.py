@@ -9,6 +9,9 @@ _ENOUGH = 0.97
 _LEAST_RUNS, _MOST_RUNS = 3, 10
 _SECONDS = 0.05  # for runs above the least
 
+# Seconds from which a batch is worth dividing: what the second half costs in Python then hardly counts.
+_LONG = 0.015
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -29,6 +32,14 @@ class Curve:
     def within(self, factor: float) -> int:
         """The smallest batch whose pictures cost at most `factor` times what they do in the best one."""
         return min(size for size, seconds in self.seconds.items() if factor * size / seconds >= self.rate)
+
+    def divides(self, size: int) -> bool:
+        """Whether two batches side by side, each with half of the threads, are better than one of `size` pictures.
+
+        They are no faster by themselves, but neither waits for the other: whatever takes a processor from one thread of
+        a batch (the event loop, another program) keeps all its threads waiting at the end of each layer.
+        """
+        return size > 1 and size >= _LONG * self.rate
 
     def estimate(self, size: int) -> float:
         """Seconds that a batch of `size` pictures takes: those of the next larger one that was measured."""

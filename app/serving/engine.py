@@ -15,7 +15,7 @@ Kind = Literal[
 
 
 class Engine(Protocol):
-    """Computes batches, from whichever thread calls it; at most `instances` of them at a time."""
+    """Computes batches, from whichever thread calls it; one at a time unless it says otherwise."""
 
     def load(self) -> None:
         """Read the network into memory.

@@ -6,7 +6,9 @@ import os
 import queue
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from types import ModuleType
 from typing import Any, Literal
 
@@ -64,8 +66,16 @@ class OpenVinoEngine:
     def warm_up(self, max_batch: int) -> None:
         # Code is generated for each batch size when it is first seen, which takes longer than the batch itself.
         # From the largest down, so that no buffer is ever replaced by a larger one.
-        for batch in range(max_batch, 0, -1):
+        # Each instance generates its own, and a thread keeps to one of them.
+        together = Barrier(self._instances)
+
+        def compute(batch: int) -> None:
+            together.wait()
             check_shape(self, batch, self._manifest.input_size, len(self._manifest.classes))
+
+        with ThreadPoolExecutor(self._instances) as threads:
+            for batch in range(max_batch, 0, -1):
+                list(threads.map(compute, [batch] * self._instances))
 
     def predict(self, pictures: Pixels) -> Probabilities:
         try:

@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -18,6 +18,7 @@ from app.serving.batcher import Batcher
 from app.serving.curve import Curve
 from app.serving.engine import Pixels, Probabilities
 from app.serving.fake import FakeEngine
+from app.serving.turns import Turns
 
 Outcome = Probabilities | BaseException
 
@@ -31,13 +32,14 @@ def drive(engine: FakeEngine, max_batch: int, scenario: Callable[[Batcher], Awai
     """Run a scenario with a batcher that is closed at its end."""
 
     async def run() -> None:
-        with ThreadPoolExecutor(1) as executor:
-            batcher = Batcher(engine, flat(max_batch), executor)
-            try:
-                await scenario(batcher)
-            finally:
-                engine.gate.set()
-                await batcher.close()
+        turns = Turns()
+        batcher = Batcher(engine, flat(max_batch), turns)
+        try:
+            await scenario(batcher)
+        finally:
+            engine.gate.set()
+            await batcher.close()
+            turns.shutdown()
 
     asyncio.run(run())
 
@@ -148,7 +150,7 @@ def test_batch_begins_before_all_was_looked_at_with_half_of_what_is_in_work(call
 
     async def scenario() -> None:
         steps = Noting()
-        batcher = Batcher(FakeEngine(), curve, steps)
+        batcher = Batcher(FakeEngine(), curve, Turns(steps))
 
         async def call(identity: int) -> None:
             asked[0] += 1
@@ -197,28 +199,33 @@ async def play(batcher: Batcher, steps: Steps, moves: list[tuple[str, float]]) -
 
 
 @settings(max_examples=200, deadline=None)
-@given(moves=moves, largest=st.integers(1, 9), instances=st.integers(1, 3))
-def test_order_and_deadlines_are_kept(moves: list[tuple[str, float]], largest: int, instances: int) -> None:
+@given(moves=moves, largest=st.integers(1, 9), divided=st.booleans())
+def test_order_and_deadlines_are_kept(moves: list[tuple[str, float]], largest: int, divided: bool) -> None:
     steps = Steps()
     curve = Curve({size: 1 + size / 10 for size in range(1, largest + 1)})
-    begun: list[float] = []
+    begun: list[tuple[float, float, list[int]]] = []  # when, how long it takes, and whose pictures
 
     class Timed(FakeEngine):
-        def predict(self, pictures: Pixels) -> Probabilities:
-            begun.append(steps.now)
-            return super().predict(pictures)
+        def __init__(self, slower: int) -> None:
+            super().__init__()
+            self._slower = slower
 
-    engine = Timed()
+        def predict(self, pictures: Pixels) -> Probabilities:
+            rows = super().predict(pictures)
+            begun.append((steps.now, self._slower * curve.estimate(len(pictures)), self.batches[-1]))
+            return rows
 
     async def scenario() -> list[tuple[float, Outcome]]:
-        return await play(Batcher(engine, curve, steps, instances=instances, clock=lambda: steps.now), steps, moves)
+        halves = Timed(2) if divided else None
+        batcher = Batcher(Timed(1), curve, Turns(steps, steps), halves=halves, clock=lambda: steps.now)
+        return await play(batcher, steps, moves)
 
     callers = asyncio.run(scenario())
-    computed = [identity for batch in engine.batches for identity in batch]
+    computed = [identity for _, _, batch in begun for identity in batch]
     assert computed == sorted(set(computed)), "everybody at most once, and in the order of arrival"
-    for start, batch in zip(begun, engine.batches, strict=True):
+    for start, took, batch in begun:
         assert len(batch) <= curve.batch
-        assert start + curve.estimate(len(batch)) <= min(callers[identity][0] for identity in batch)
+        assert start + took <= min(callers[identity][0] for identity in batch)
     for identity, (deadline, outcome) in enumerate(callers):
         if isinstance(outcome, DeadlineError):
             assert deadline < math.inf
@@ -228,27 +235,77 @@ def test_order_and_deadlines_are_kept(moves: list[tuple[str, float]], largest: i
             assert outcome.tolist() == [identity]
 
 
-@pytest.mark.parametrize(("instances", "expected"), [(1, [[*range(8)], [8, 9]]), (2, [[*range(5)], [*range(5, 10)]])])
-def test_idle_instances_divide_what_waits(instances: int, expected: list[list[int]]) -> None:
-    # The second batch begins while the first is computed: from inside it.
-    class Nested(FakeEngine):
-        def predict(self, pictures: Pixels) -> Probabilities:
-            rows = super().predict(pictures)
-            if instances > 1 and len(self.batches) == 1:
-                steps._jobs.popleft()()
-            return rows
+SLOW = Curve({1: 0.016, 8: 0.016})  # a batch of 8 is worth dividing
 
-    engine, steps = Nested(), Steps()
+
+def test_batch_that_would_take_long_is_divided_among_two_threads() -> None:
+    whole, halves = FakeEngine(), FakeEngine()
 
     async def scenario() -> None:
-        batcher = Batcher(engine, flat(8), steps, instances=instances)
-        callers = [ask(batcher, identity) for identity in range(10)]
-        while await steps.step():
-            pass
-        await asyncio.gather(*callers, batcher.close())
+        turns = Turns()
+        batcher = Batcher(whole, SLOW, turns, halves=halves)
+        with busy(halves):
+            callers = [ask(batcher, identity) for identity in range(8)]
+            for _ in range(2):
+                await arrival(halves)  # both are computed at the same time
+        await asyncio.gather(*callers)
+        await asyncio.gather(*(ask(batcher, identity) for identity in range(7)))
+        await batcher.close()
+        turns.shutdown()
 
     asyncio.run(scenario())
-    assert engine.batches == expected
+    assert sorted(halves.batches) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert whole.batches == [[*range(7)]]
+
+
+def test_few_pictures_wait_for_both_halves_and_get_all_processors() -> None:
+    whole, halves = FakeEngine(), FakeEngine()
+
+    async def scenario() -> None:
+        turns = Turns()
+        batcher = Batcher(whole, SLOW, turns, halves=halves)
+        with busy(halves):
+            callers = [ask(batcher, identity) for identity in range(8)]
+            for _ in range(2):
+                await arrival(halves)
+            callers += [ask(batcher, identity) for identity in range(8, 11)]
+            await asyncio.sleep(0)  # lets them begin to wait
+        await asyncio.gather(*callers, batcher.close())
+        turns.shutdown()
+
+    asyncio.run(scenario())
+    assert sorted(halves.batches) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert whole.batches == [[8, 9, 10]]
+
+
+waves_of_two = st.lists(st.integers(0, 255), max_size=40, unique=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(identities=st.tuples(waves_of_two, waves_of_two), poison=st.sets(st.integers(0, 255), max_size=20))
+def test_models_that_share_the_threads_answer_all_their_callers(
+    identities: tuple[list[int], list[int]], poison: set[int]
+) -> None:
+    async def scenario() -> list[list[Outcome]]:
+        turns = Turns()
+        batchers = [Batcher(FakeEngine(poison), SLOW, turns, halves=FakeEngine(poison)) for _ in identities]
+        found = await asyncio.gather(
+            *(
+                asyncio.gather(*(ask(batcher, identity) for identity in mine), return_exceptions=True)
+                for batcher, mine in zip(batchers, identities, strict=True)
+            )
+        )
+        await asyncio.gather(*(batcher.close() for batcher in batchers))
+        turns.shutdown()
+        return found
+
+    for mine, found in zip(identities, asyncio.run(scenario()), strict=True):
+        for identity, outcome in zip(mine, found, strict=True):
+            if identity in poison:
+                assert isinstance(outcome, InferenceError)
+            else:
+                assert not isinstance(outcome, BaseException)
+                assert outcome.tolist() == [identity]
 
 
 @settings(max_examples=50, deadline=None)

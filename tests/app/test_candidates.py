@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from app.serving import candidates
+from app.serving.candidates import Place
+from training import artifact
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,14 @@ def test_the_faster_number_format_is_tried_first(tmp_path: Path, cpuinfo: str, k
     told = tmp_path / "cpuinfo"
     told.write_text(cpuinfo)
     assert candidates.possible("cpu", told) == kinds
+
+
+def test_halves_take_two_threads_and_an_engine_that_can_be_divided(models: Path) -> None:
+    folder = models / "cifar10/1"
+    manifest = artifact.read_manifest(folder)
+    assert not candidates.make_halves("openvino-f32", folder, manifest, Place(device="cpu", threads=1))
+    assert not candidates.make_halves("torchscript-f32", folder, manifest, Place(device="cpu", threads=2))
+    assert candidates.make_halves("openvino-f32", folder, manifest, Place(device="cpu", threads=2))
 
 
 def test_a_gpu_runs_what_torch_loads() -> None:
