@@ -10,6 +10,8 @@ from typing import Literal
 
 from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import errors
 from app.access_log import ACCESS
@@ -18,7 +20,7 @@ from app.connection import State
 from app.feedback.recorder import Recorder
 from app.feedback.store import Store
 from app.jobs.queue import JobQueue
-from app.middleware import Admit, ApiKey, BodyLimit, Direct, Limit
+from app.middleware import Admit, ApiKey, BodyLimit, Endpoint, Limit
 from app.registry import Registry
 from app.service import Service
 from app.serving import placement
@@ -26,7 +28,7 @@ from app.serving.admission import Admission
 from app.serving.choice import Engines
 from app.serving.image import Decoder
 from app.settings import Settings
-from app.telemetry import Telemetry
+from app.telemetry import Telemetry, is_prediction
 from training import machine
 
 log = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 service.recorder.close()
             ACCESS.flush()  # a worker process is ended by the signal that stops it
 
-    app = FastAPI(
+    app = _App(
         title="Refit",
         description="Classifies pictures with the models in a folder of artifacts.",
         lifespan=lifespan,
@@ -109,7 +111,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     errors.install(app)
     keys = [key.get_secret_value() for key in settings.api_keys]
-    _add_middleware(app, settings, keys)
+    _add_layers(app, settings, keys)
     # The middleware asks for the key, on every address; this says so in the OpenAPI document.
     bearer, header = HTTPBearer(auto_error=False), APIKeyHeader(name="X-API-Key", auto_error=False)
     secured = [Security(bearer), Security(header)] if keys else []
@@ -125,18 +127,36 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings, keys: Sequence[str]) -> None:
-    """Put what every request passes around the routes, from the inside to the outside."""
-    app.add_middleware(Direct, endpoint=predict.predict)
-    app.add_middleware(
-        BodyLimit,
-        limit=Limit(settings.max_upload_bytes, "APP_MAX_UPLOAD_MB"),
-        exceptions={"/finetune": Limit(settings.max_dataset_bytes, "APP_MAX_DATASET_MB")},
-    )
-    app.add_middleware(Admit)
+class _App(FastAPI):
+    """The application; requests for predictions go past the framework, whose layers cost more than they do.
+
+    The route of theirs is still there, for the OpenAPI document and for other methods at its path.
+
+    Attributes:
+        predictions: takes them.
+    """
+
+    predictions: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if is_prediction(scope):
+            scope["app"] = self
+            await self.predictions(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def _add_layers(app: _App, settings: Settings, keys: Sequence[str]) -> None:
+    """Put around the routes what requests pass before them."""
+    uploads = Limit(settings.max_upload_bytes, "APP_MAX_UPLOAD_MB")
+    datasets = {"/finetune": Limit(settings.max_dataset_bytes, "APP_MAX_DATASET_MB")}
+    app.add_middleware(BodyLimit, limit=uploads, exceptions=datasets)
+    layers: ASGIApp = Admit(BodyLimit(Endpoint(predict.predict), uploads, {}))
     if keys:
         app.add_middleware(ApiKey, keys=keys)
-    app.add_middleware(Telemetry)  # outermost: what the others refuse is counted too
+        layers = ApiKey(layers, keys)
+    # Telemetry is outside of all that refuses requests: what is refused is counted too.
+    app.predictions = ServerErrorMiddleware(Telemetry(layers), errors.unexpected)
 
 
 def _device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:

@@ -12,7 +12,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import EXPECTED, BodyTooLargeError, OverloadedError, UnauthorizedError, respond
 from app.service import Service
 from app.serving.admission import Ticket
-from app.telemetry import is_prediction
 
 # The description of the API is that of every installation, and tells nothing of this one.
 _OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
@@ -46,7 +45,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         limit = self.exceptions.get(scope["path"], self.limit)
-        if int(Headers(scope=scope).get("content-length", "0")) > limit.max_bytes:
+        if _announced(scope) > limit.max_bytes:
             await respond(_too_large(limit))(scope, receive, send)
             return
         read = 0
@@ -60,6 +59,11 @@ class BodyLimit:
             return message
 
         await self.app(scope, counted, send)
+
+
+def _announced(scope: Scope) -> int:
+    """Bytes that the body is said to have; 0 if nothing is said."""
+    return int(next((value for name, value in scope["headers"] if name == b"content-length"), b"0"))
 
 
 def _too_large(limit: Limit) -> BodyTooLargeError:
@@ -79,12 +83,9 @@ class Admit:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not is_prediction(scope):
-            await self.app(scope, receive, send)
-            return
         service: Service = scope["app"].state.service
         try:
-            ticket = service.admission.enter(int(Headers(scope=scope).get("content-length", "0")))
+            ticket = service.admission.enter(_announced(scope))
         except OverloadedError as error:
             await respond(error)(scope, receive, send)
             return
@@ -99,24 +100,17 @@ def ticket_of(scope: Scope) -> Ticket:
     return found
 
 
-class Direct:
-    """Hands a request for a prediction to its endpoint past the router and what the framework wraps around routes.
-
-    All of that costs more than the rest of HTTP does for a small picture. The route is still there for the OpenAPI
-    document, and for other methods at its path.
+class Endpoint:
+    """An endpoint, called without a router and without what the framework wraps around routes.
 
     Args:
         endpoint: makes the answer.
     """
 
-    def __init__(self, app: ASGIApp, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
-        self.app = app
+    def __init__(self, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
         self.endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not is_prediction(scope):
-            await self.app(scope, receive, send)
-            return
         try:
             answer = await self.endpoint(Request(scope, receive))
         except EXPECTED as error:

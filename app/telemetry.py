@@ -92,15 +92,12 @@ class Prediction:
 
 
 class Telemetry:
-    """Counts and times the predictions that pass, and puts `Server-Timing` on those that succeed."""
+    """Counts and times the predictions, and puts `Server-Timing` on those that succeed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not is_prediction(scope):
-            await self.app(scope, receive, send)
-            return
         prediction = scope[_SCOPE] = Prediction()
         status = 500  # of an error that nobody turns into an answer on the way here
 

@@ -113,7 +113,8 @@ def render(picture: Image.Image, size: int) -> Pixels:
         raise _corrupt(error) from error
     if rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(rgb, np.uint8).transpose(2, 0, 1))
+    pixels = np.frombuffer(rgb.tobytes(), np.uint8).reshape(size, size, 3)  # Pillow's own conversion takes longer
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from heapq import nlargest
 from typing import Any
 from urllib.parse import parse_qsl
 
-import numpy as np
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -221,7 +221,7 @@ def _entry(served: Served, upload: Upload, outcome: Probabilities | BaseExceptio
         return {"filename": upload.filename, "error": problem(outcome).model_dump()}
     if isinstance(outcome, BaseException):
         raise outcome  # not the fault of this picture: the whole request can be sent again
-    classes = served.manifest.classes
-    best = np.argsort(-outcome, kind="stable")[:top_k].tolist()
-    top = [{"label": classes[index], "probability": float(outcome[index])} for index in best]
+    classes, values = served.manifest.classes, outcome.tolist()
+    best = nlargest(top_k, range(len(values)), key=values.__getitem__)
+    top = [{"label": classes[index], "probability": values[index]} for index in best]
     return {"filename": upload.filename, **top[0], "top": top}
