@@ -196,7 +196,7 @@ class Batcher:
         """
         now = self._clock()
         share = math.ceil(len(self._waiting) / (sharing - self._computing))
-        limit = min(share, math.ceil(self._curve.batch / sharing))
+        limit = min(share, self._curve.batch)
         batch: list[_Request] = []
         late: list[_Request] = []
         earliest = math.inf

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 # A batch size that reaches this share of the highest rate is as good: more pictures would only wait for each other.
 _ENOUGH = 0.97
-_LEAST_RUNS, _MOST_RUNS = 3, 10
-_SECONDS = 0.05  # for runs above the least
+_LEAST_RUNS, _MOST_RUNS = 2, 20
+_SECONDS = 0.5  # for runs above the least
 
 # Seconds from which a batch is worth dividing: what the second half costs in Python then hardly counts.
 _LONG = 0.015
@@ -54,7 +54,8 @@ def measure(compute: Callable[[int], object], max_batch: int, hopeless: float = 
     """Time batches of 1, 2, 4, ... and `max_batch` pictures.
 
     Ends early where larger batches bring no more pictures a second, and where the engine is slower than `hopeless`
-    pictures a second.
+    pictures a second. The fastest of several runs counts: whatever else the machine does can only make a run slower.
+    The sizes take turns, so that a machine that is slower for a while is so for all of them.
 
     Args:
         compute: computes a batch of the given size.
@@ -64,20 +65,23 @@ def measure(compute: Callable[[int], object], max_batch: int, hopeless: float = 
     seconds: dict[int, float] = {}
     sizes = [1 << power for power in range(max_batch.bit_length()) if 1 << power < max_batch]
     for size in [*sizes, max_batch]:
-        seconds[size] = _time(compute, size)
+        compute(size)  # the first run of a size generates code
+        seconds[size] = min(_time(compute, size) for _ in range(_LEAST_RUNS))
         rates = [done / taken for done, taken in seconds.items()]
         saturated = len(rates) > 3 and max(rates[-2:]) < max(rates[:-2]) / _ENOUGH
-        if saturated or (size >= 8 and max(rates) < hopeless):
+        if size >= 8 and max(rates) < hopeless:
+            return Curve(seconds)
+        if saturated:
             break
+    end = time.perf_counter() + _SECONDS
+    for _ in range(_MOST_RUNS - _LEAST_RUNS):
+        if time.perf_counter() > end:
+            break
+        seconds = {size: min(taken, _time(compute, size)) for size, taken in seconds.items()}
     return Curve(seconds)
 
 
 def _time(compute: Callable[[int], object], size: int) -> float:
-    """The fastest of several runs: whatever else the machine does can only make a run slower."""
-    compute(size)  # the first run of a size generates code
-    times: list[float] = []
-    while len(times) < _LEAST_RUNS or (len(times) < _MOST_RUNS and sum(times) < _SECONDS):
-        started = time.perf_counter()
-        compute(size)
-        times.append(time.perf_counter() - started)
-    return min(times)
+    started = time.perf_counter()
+    compute(size)
+    return time.perf_counter() - started

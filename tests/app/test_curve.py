@@ -45,8 +45,9 @@ def test_every_size_is_measured_while_it_pays() -> None:
     assert list(curve.measure(lambda size: [0] * size, 1).seconds) == [1]
     calls: list[int] = []
     curve.measure(calls.append, 12, hopeless=0)
-    assert calls[:5] == [1, 1, 1, 1, 1]
+    assert calls[:7] == [1, 1, 1, 2, 2, 2, 4]  # the first of a size does not count
     assert set(calls) <= {1, 2, 4, 8, 12}
+    assert calls.count(1) > 3  # the sizes that were measured take turns afterwards
 
 
 def test_hopeless_engine_is_not_measured_to_the_end() -> None:
