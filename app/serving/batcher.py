@@ -81,7 +81,8 @@ class Batcher:
         self._clock = clock or self._loop.time
         self._waiting: deque[_Request] = deque()
         self._awake: set[Thread] = set()  # that compute, or are about to look for work
-        self._computing = 0
+        self._computing: list[int] = []  # pictures in each of the batches that are computed
+        self._halving = False  # whether it is with half of the processors
         self._lock = Lock()  # guards both together with what waits
         self._least, self._most = curve.within(_DEAR), curve.within(_CHEAP)
         self._worthwhile = self._least
@@ -137,7 +138,9 @@ class Batcher:
         return starting
 
     def _divides(self) -> bool:
-        return self._halves is not None and self._curve.divides(len(self._waiting))
+        """Whether what waits is computed in halves: fewer pictures are enough once there is one, so that it lasts."""
+        enough = HALVES if self._halving else 1
+        return self._halves is not None and self._curve.divides(enough * len(self._waiting))
 
     def _start(self, threads: Set[Thread]) -> None:
         for thread in threads:
@@ -150,7 +153,8 @@ class Batcher:
         with self._turns.take(1 if half else HALVES):
             with self._lock:
                 batch, late = self._take(HALVES if half else 1)
-                self._computing += 1
+                self._computing.append(len(batch))
+                self._halving = half is not None
             if late:
                 self._loop.call_soon_threadsafe(_settle, late, [DeadlineError() for _ in late])
             try:
@@ -161,7 +165,8 @@ class Batcher:
                 return
             finally:
                 with self._lock:
-                    self._computing -= 1
+                    self._computing.remove(len(batch))
+                    self._halving &= bool(self._computing)
         with self._lock:
             self._awake.remove(thread)
             starting = self._starting(self._worthwhile)
@@ -195,7 +200,8 @@ class Batcher:
             sharing: batches that share the processors, those that are computed already included.
         """
         now = self._clock()
-        share = math.ceil(len(self._waiting) / (sharing - self._computing))
+        # Halves that are alike keep their callers waiting alike.
+        share = math.ceil((len(self._waiting) + sum(self._computing)) / sharing)
         limit = min(share, self._curve.batch)
         batch: list[_Request] = []
         late: list[_Request] = []
