@@ -10,7 +10,7 @@ _LEAST_RUNS, _MOST_RUNS = 2, 20
 _SECONDS = 0.5  # for runs above the least
 
 # Seconds from which a batch is worth dividing: what the second half costs in Python then hardly counts.
-_LONG = 0.015
+_LONG = 0.01
 
 
 @dataclass(frozen=True)

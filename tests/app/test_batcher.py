@@ -235,7 +235,7 @@ def test_order_and_deadlines_are_kept(moves: list[tuple[str, float]], largest: i
             assert outcome.tolist() == [identity]
 
 
-SLOW = Curve({1: 0.016, 8: 0.016})  # a batch of 8 is worth dividing
+SLOW = Curve({1: 0.011, 8: 0.011})  # a batch of 8 is worth dividing
 
 
 def test_batch_that_would_take_long_is_divided_among_two_threads() -> None:

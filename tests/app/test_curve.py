@@ -34,7 +34,7 @@ def test_estimate_is_that_of_the_next_larger_batch(size: int, seconds: float) ->
     assert Curve({1: 1, 2: 3, 4: 4}).estimate(size) == seconds
 
 
-@pytest.mark.parametrize(("seconds", "size"), [({1: 0.02, 2: 0.02, 4: 0.04}, 2), ({1: 0.001, 2: 0.002}, 15)])
+@pytest.mark.parametrize(("seconds", "size"), [({1: 0.02, 2: 0.02, 4: 0.04}, 2), ({1: 0.001, 2: 0.002}, 10)])
 def test_batch_that_takes_long_is_worth_dividing(seconds: dict[int, float], size: int) -> None:
     curve = Curve(seconds)
     assert curve.divides(size)
