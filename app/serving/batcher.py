@@ -83,7 +83,7 @@ class Batcher:
         self._awake: set[Thread] = set()  # that compute, or are about to look for work
         self._computing: list[int] = []  # pictures in each of the batches that are computed
         self._halving = False  # whether it is with half of the processors
-        self._lock = Lock()  # guards both together with what waits
+        self._lock = Lock()  # guards these three together with what waits
         self._least, self._most = curve.within(_DEAR), curve.within(_CHEAP)
         self._worthwhile = self._least
         self._taken = 0  # pictures in the last batch
