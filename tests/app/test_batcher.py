@@ -238,7 +238,7 @@ def test_order_and_deadlines_are_kept(moves: list[tuple[str, float]], largest: i
 SLOW = Curve({1: 0.011, 8: 0.011})  # a batch of 8 is worth dividing
 
 
-def test_batch_that_would_take_long_is_divided_among_two_threads() -> None:
+def test_only_what_would_take_long_is_divided_among_two_threads() -> None:
     whole, halves = FakeEngine(), FakeEngine()
 
     async def scenario() -> None:
@@ -248,6 +248,8 @@ def test_batch_that_would_take_long_is_divided_among_two_threads() -> None:
             callers = [ask(batcher, identity) for identity in range(8)]
             for _ in range(2):
                 await arrival(halves)  # both are computed at the same time
+            callers += [ask(batcher, identity) for identity in range(8, 11)]
+            await asyncio.sleep(0)  # lets them begin to wait, for all processors
         await asyncio.gather(*callers)
         await asyncio.gather(*(ask(batcher, identity) for identity in range(7)))
         await batcher.close()
@@ -255,27 +257,7 @@ def test_batch_that_would_take_long_is_divided_among_two_threads() -> None:
 
     asyncio.run(scenario())
     assert sorted(halves.batches) == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert whole.batches == [[*range(7)]]
-
-
-def test_few_pictures_wait_for_both_halves_and_get_all_processors() -> None:
-    whole, halves = FakeEngine(), FakeEngine()
-
-    async def scenario() -> None:
-        turns = Turns()
-        batcher = Batcher(whole, SLOW, turns, halves=halves)
-        with busy(halves):
-            callers = [ask(batcher, identity) for identity in range(8)]
-            for _ in range(2):
-                await arrival(halves)
-            callers += [ask(batcher, identity) for identity in range(8, 11)]
-            await asyncio.sleep(0)  # lets them begin to wait
-        await asyncio.gather(*callers, batcher.close())
-        turns.shutdown()
-
-    asyncio.run(scenario())
-    assert sorted(halves.batches) == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert whole.batches == [[8, 9, 10]]
+    assert whole.batches == [[8, 9, 10], [*range(7)]]
 
 
 waves_of_two = st.lists(st.integers(0, 255), max_size=40, unique=True)
