@@ -79,6 +79,9 @@ class Loader:
         engines: opens the versions.
         max_memory: bytes of this process's memory above which versions are unloaded.
         retry_seconds: how long a version that could not be loaded is refused without another look at its files.
+
+    Attributes:
+        turns: of all their batches.
     """
 
     def __init__(self, models: Path, engines: Engines, max_memory: float, retry_seconds: float) -> None:
@@ -91,7 +94,7 @@ class Loader:
         self._lock = asyncio.Lock()
         self._unloading: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._turns = Turns()
+        self.turns = Turns()
 
     def find(self, name: str, version: int | None) -> Served | None:
         """The version if it is loaded."""
@@ -142,7 +145,7 @@ class Loader:
         async with self._lock:
             await asyncio.gather(*(served.batcher.close() for served in self._served.values()))
             await asyncio.gather(*self._unloading)
-        self._turns.shutdown()
+        self.turns.shutdown()
 
     def _refuse_known_failure(self, name: str, version: int) -> None:
         failure = self._failures.get((name, version))
@@ -154,7 +157,7 @@ class Loader:
             raise ClosingError("The service is shutting down. Send the request again.", 1)
         manifest, opened = await asyncio.to_thread(self._read, name, version)
         observe = telemetry.batch_observer(name)
-        batcher = Batcher(opened.engine, opened.curve, self._turns, observe, opened.halves)
+        batcher = Batcher(opened.engine, opened.curve, self.turns, observe, opened.halves)
         served = self._served[name, version] = Served(manifest, opened.kind, batcher)
         telemetry.note_loaded(name, version, opened.kind, loaded=True)
         log.info("Loaded %s version %d on %s", name, version, opened.kind)

@@ -189,6 +189,7 @@ async def _follow(registry: Registry, loading: asyncio.Task[None], placed: place
         await asyncio.sleep(_FOLLOW_SECONDS)
         try:
             placed.follow()
+            registry.keep_together(placed.placed)
             await registry.refresh()
         except Exception:
             log.exception("What other processes do cannot be followed now; trying again")

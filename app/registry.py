@@ -139,6 +139,10 @@ class Registry:
         except ModelUnavailableError as error:
             raise UnusableVersionError(str(error)) from error
 
+    def keep_together(self, together: bool) -> None:
+        """Say whether no batch is divided from now on, as while all threads that compute share one processor."""
+        self._loader.turns.together = together
+
     def check_ready(self) -> None:
         """Return if the service can answer.
 

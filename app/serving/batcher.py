@@ -139,8 +139,9 @@ class Batcher:
 
     def _divides(self) -> bool:
         """Whether what waits is computed in halves: fewer pictures are enough once there is one, so that it lasts."""
-        enough = HALVES if self._halving else 1
-        return self._halves is not None and self._curve.divides(enough * len(self._waiting))
+        if self._halves is None or self._turns.together:
+            return False
+        return self._curve.divides(len(self._waiting) * (HALVES if self._halving else 1))
 
     def _start(self, threads: Set[Thread]) -> None:
         for thread in threads:

@@ -37,13 +37,16 @@ class Placement:
     Args:
         processors: that it divides; nothing is ever placed unless there are two of them.
         stat: where the kernel counts processor time.
+
+    Attributes:
+        placed: whether all threads but that of the event loop share one processor now.
     """
 
     def __init__(self, processors: AbstractSet[int], stat: Path = _STAT) -> None:
         self._processors = processors if len(processors) == _TWO and stat.exists() else set()
         self._stat = stat
         self._loop = threading.get_native_id()
-        self._placed = False
+        self.placed = False
         self._seen, self._at = low_priority_seconds(stat) if self._processors else 0.0, monotonic()
 
     def follow(self) -> None:
@@ -52,17 +55,17 @@ class Placement:
             return
         before, since = self._seen, self._at
         self._seen, self._at = low_priority_seconds(self._stat), monotonic()
-        if self._seen - before > (_QUIET if self._placed else _BUSY) * (self._at - since):
+        if self._seen - before > (_QUIET if self.placed else _BUSY) * (self._at - since):
             self._place(others={min(self._processors)}, loop={max(self._processors)})
-            self._placed = True
+            self.placed = True
         else:
             self.release()
 
     def release(self) -> None:
         """Let all threads use all processors."""
-        if self._placed:
+        if self.placed:
             self._place(self._processors, self._processors)
-            self._placed = False
+            self.placed = False
 
     def _place(self, others: AbstractSet[int], loop: AbstractSet[int]) -> None:
         with _placing:

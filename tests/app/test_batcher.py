@@ -260,6 +260,21 @@ def test_only_what_would_take_long_is_divided_among_two_threads() -> None:
     assert whole.batches == [[8, 9, 10], [*range(7)]]
 
 
+def test_nothing_is_divided_where_both_threads_share_a_processor() -> None:
+    whole, halves = FakeEngine(), FakeEngine()
+
+    async def scenario() -> None:
+        turns = Turns()
+        turns.together = True
+        batcher = Batcher(whole, SLOW, turns, halves=halves)
+        await asyncio.gather(*(ask(batcher, identity) for identity in range(8)))
+        await batcher.close()
+        turns.shutdown()
+
+    asyncio.run(scenario())
+    assert (whole.batches, halves.batches) == ([[*range(8)]], [])
+
+
 waves_of_two = st.lists(st.integers(0, 255), max_size=40, unique=True)
 
 

@@ -63,8 +63,10 @@ def test_event_loop_has_a_processor_of_its_own_while_others_train(stat: Path, tw
         placed.follow()
         assert os.sched_getaffinity(0) == {max(two)}
         assert os.sched_getaffinity(other) == {min(two)}
+        assert placed.placed
         placed.follow()
         assert os.sched_getaffinity(0) == os.sched_getaffinity(other) == two
+        assert not placed.placed
 
 
 def test_release_lets_threads_go(stat: Path, two: set[int]) -> None:
