@@ -23,8 +23,8 @@ from app.jobs.queue import JobQueue
 from app.middleware import Admit, ApiKey, BodyLimit, Endpoint, Limit
 from app.registry import Registry
 from app.service import Service
-from app.serving import placement
 from app.serving.admission import Admission
+from app.serving.background import Background, shares_two_processors
 from app.serving.choice import Engines
 from app.serving.image import Decoder
 from app.settings import Settings
@@ -83,8 +83,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if settings.workers > 1:
             # The workers share one port, and nobody can choose which of them answers: only those that are ready listen.
             await loading
-        placed = placement.Placement(placement.to_divide(settings.workers))
-        following = asyncio.create_task(_follow(service.registry, loading, placed))
+        background = Background(watched=shares_two_processors())
+        following = asyncio.create_task(_follow(service.registry, loading, background))
         try:
             yield State(receive_seconds=settings.max_receive_seconds, stopping=service.stopping)
         finally:
@@ -93,7 +93,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
-            placed.release()
             await service.registry.close()
             service.decoder.close()
             service.jobs.close()
@@ -182,14 +181,14 @@ def _recorder(settings: Settings) -> Recorder | None:
     return Recorder(store)
 
 
-async def _follow(registry: Registry, loading: asyncio.Task[None], placed: placement.Placement) -> None:
+async def _follow(registry: Registry, loading: asyncio.Task[None], background: Background) -> None:
     """Follow what other processes promote, well within the two seconds that are promised, and whether they train."""
     await asyncio.wait((loading,))
     while True:
         await asyncio.sleep(_FOLLOW_SECONDS)
         try:
-            placed.follow()
-            registry.keep_together(placed.placed)
+            background.follow()
+            registry.keep_apart(background.busy)
             await registry.refresh()
         except Exception:
             log.exception("What other processes do cannot be followed now; trying again")

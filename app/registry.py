@@ -139,9 +139,9 @@ class Registry:
         except ModelUnavailableError as error:
             raise UnusableVersionError(str(error)) from error
 
-    def keep_together(self, together: bool) -> None:
-        """Say whether no batch is divided from now on, as while all threads that compute share one processor."""
-        self._loader.turns.together = together
+    def keep_apart(self, apart: bool) -> None:
+        """Say whether all batches are computed with half of the processors from now on, see `Turns`."""
+        self._loader.turns.apart = apart
 
     def check_ready(self) -> None:
         """Return if the service can answer.

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from app.jobs.queue import JobQueue
-from app.serving.placement import unplaced
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -89,10 +88,9 @@ class _Keeper:
         with self._lock:
             if self._stopping.is_set():
                 return None
-            with unplaced():
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "app", "worker", "--supervised"],
-                    stdin=subprocess.PIPE,  # see process.end_with_parent
-                    process_group=0,  # Ctrl-C is for the service, which then ends its workers
-                )
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "app", "worker", "--supervised"],
+                stdin=subprocess.PIPE,  # see process.end_with_parent
+                process_group=0,  # Ctrl-C is for the service, which then ends its workers
+            )
             return self._process

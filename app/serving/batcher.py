@@ -119,7 +119,7 @@ class Batcher:
             starting = self._starting(self._worthwhile)
         if starting:
             self._start(starting)
-        elif not self._waking and not self._awake:
+        elif not self._waking and (not self._awake or (self._apart and self._awake != _BOTH)):
             self._waking = True
             self._loop.call_soon(self._wake)
         return await request.answer
@@ -131,17 +131,24 @@ class Batcher:
 
     def _starting(self, least: int) -> Set[Thread]:
         """Which threads begin with what waits, if it is `least` pictures or more; they are awake from now on."""
-        starting = _NOBODY
-        if len(self._waiting) >= least:
-            starting = _BOTH - self._awake if self._divides() else _NOBODY if self._awake else _FIRST
+        if len(self._waiting) < least:
+            return _NOBODY
+        free = _BOTH - self._awake if self._divides() else _NOBODY if self._awake else _FIRST
+        starting = set(sorted(free)[: len(self._waiting)])
         self._awake |= starting
         return starting
 
+    @property
+    def _apart(self) -> bool:
+        """Whether every batch is computed with half of the processors."""
+        return self._halves is not None and self._turns.apart
+
     def _divides(self) -> bool:
         """Whether what waits is computed in halves: fewer pictures are enough once there is one, so that it lasts."""
-        if self._halves is None or self._turns.together:
-            return False
-        return self._curve.divides(len(self._waiting) * (HALVES if self._halving else 1))
+        if self._halves is None or self._turns.apart:
+            return self._apart
+        work = len(self._waiting) * (HALVES if self._halving else 1)
+        return self._curve.divides(min(work, HALVES * self._curve.batch))
 
     def _start(self, threads: Set[Thread]) -> None:
         for thread in threads:

@@ -21,7 +21,6 @@ from app.serving import candidates, tryout
 from app.serving.candidates import Place
 from app.serving.curve import Curve
 from app.serving.engine import Engine, Kind
-from app.serving.placement import unplaced
 from app.serving.tryout import Result, Started
 from training import machine, probe
 from training.artifact import SCRIPT, Manifest
@@ -58,7 +57,7 @@ class Choice(BaseModel):
 class Opened:
     """An engine that is loaded and warmed up, what it is and what its batches cost.
 
-    `halves` computes two batches at a time, each with half of the threads, for a network whose batches are worth it.
+    `halves` computes two batches at a time, each with half of the threads, if there can be such an engine.
     """
 
     engine: Engine
@@ -103,15 +102,12 @@ class Engines:
         Raises:
             ArtifactError: no engine can run it, or not the one that is wanted.
         """
-        # What one processor has would decide how many threads compute, and under which name the choice is remembered.
-        with unplaced(), self._folder(manifest) as cache:
+        with self._folder(manifest) as cache:
             place = Place(device=self._device, threads=self._threads, cache=cache)
             choice = _recall(cache) or self._choose(folder, manifest, place)
             kind, curve = choice.kind, choice.curve
             engine = candidates.make(kind, folder, manifest, place)
-            halves = None
-            if curve.divides(self._max_batch):
-                halves = candidates.make_halves(kind, folder, manifest, place)
+            halves = candidates.make_halves(kind, folder, manifest, place)
             for each in filter(None, (engine, halves)):
                 each.load()
         for each in filter(None, (engine, halves)):

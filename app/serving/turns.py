@@ -18,15 +18,16 @@ class Turns:
         executors: of one thread each; made unless given.
 
     Attributes:
-        together: whether no batch is divided now, as while both threads share one processor and each half would keep
-            the other waiting.
+        apart: whether every batch is computed with half of the processors now, as while something of low priority
+            runs. A thread that waits for the others of its batch gives its processor up (`sched_yield(2)`, as TBB
+            does), which such work then keeps for milliseconds, whatever its priority.
     """
 
     def __init__(self, *executors: Executor) -> None:
         self._executors = executors or [ThreadPoolExecutor(1, "engine") for _ in range(HALVES)]
         self._next = Lock()  # held by who waits, so that nobody who asks for less gets past
         self._free = Semaphore(HALVES)
-        self.together = False
+        self.apart = False
 
     def submit(self, thread: Thread, work: Callable[[Thread], None]) -> None:
         """Have one of the threads call `work(thread)` when it is done with what it was given before."""

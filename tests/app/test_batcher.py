@@ -260,31 +260,57 @@ def test_only_what_would_take_long_is_divided_among_two_threads() -> None:
     assert whole.batches == [[8, 9, 10], [*range(7)]]
 
 
-def test_nothing_is_divided_where_both_threads_share_a_processor() -> None:
+def test_no_batch_has_both_threads_beside_work_of_low_priority() -> None:
+    whole, halves, alone = FakeEngine(), FakeEngine(), FakeEngine()
+
+    async def scenario() -> None:
+        turns = Turns()
+        turns.apart = True
+        batcher, undivided = Batcher(whole, SLOW, turns, halves=halves), Batcher(alone, SLOW, turns)
+        with busy(halves):
+            callers = []
+            for identity in range(2):
+                callers.append(ask(batcher, identity))
+                await arrival(halves)  # the second does not wait for the first
+        callers.append(ask(undivided, 2))
+        await asyncio.gather(*callers)
+        await asyncio.gather(batcher.close(), undivided.close())
+        turns.shutdown()
+
+    asyncio.run(scenario())
+    assert (whole.batches, sorted(halves.batches), alone.batches) == ([], [[0], [1]], [[2]])
+
+
+def test_small_batches_are_not_divided_however_many_wait() -> None:
     whole, halves = FakeEngine(), FakeEngine()
 
     async def scenario() -> None:
         turns = Turns()
-        turns.together = True
-        batcher = Batcher(whole, SLOW, turns, halves=halves)
-        await asyncio.gather(*(ask(batcher, identity) for identity in range(8)))
+        batcher = Batcher(whole, Curve({1: 0.001, 8: 0.002}), turns, halves=halves)
+        await asyncio.gather(*(ask(batcher, identity) for identity in range(100)))
         await batcher.close()
         turns.shutdown()
 
     asyncio.run(scenario())
-    assert (whole.batches, halves.batches) == ([[*range(8)]], [])
+    assert halves.batches == []
+    assert max(map(len, whole.batches)) == 8
 
 
 waves_of_two = st.lists(st.integers(0, 255), max_size=40, unique=True)
 
 
 @settings(max_examples=50, deadline=None)
-@given(identities=st.tuples(waves_of_two, waves_of_two), poison=st.sets(st.integers(0, 255), max_size=20))
+@given(
+    identities=st.tuples(waves_of_two, waves_of_two),
+    poison=st.sets(st.integers(0, 255), max_size=20),
+    apart=st.booleans(),
+)
 def test_models_that_share_the_threads_answer_all_their_callers(
-    identities: tuple[list[int], list[int]], poison: set[int]
+    identities: tuple[list[int], list[int]], poison: set[int], apart: bool
 ) -> None:
     async def scenario() -> list[list[Outcome]]:
         turns = Turns()
+        turns.apart = apart
         batchers = [Batcher(FakeEngine(poison), SLOW, turns, halves=FakeEngine(poison)) for _ in identities]
         found = await asyncio.gather(
             *(
