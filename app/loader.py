@@ -157,7 +157,7 @@ class Loader:
             raise ClosingError("The service is shutting down. Send the request again.", 1)
         manifest, opened = await asyncio.to_thread(self._read, name, version)
         observe = telemetry.batch_observer(name)
-        batcher = Batcher(opened.engine, opened.curve, self.turns, observe, opened.halves)
+        batcher = Batcher(opened.engine, opened.curve, self.turns, observe, opened.halves, opened.long)
         served = self._served[name, version] = Served(manifest, opened.kind, batcher)
         telemetry.note_loaded(name, version, opened.kind, loaded=True)
         log.info("Loaded %s version %d on %s", name, version, opened.kind)

@@ -61,7 +61,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # 25 ms each time, and for more with torch. Nor is there much to find after every third request.
         gc.freeze()
         gc.set_threshold(_GARBAGE_OBJECTS)
-        engines = Engines(settings.engine, device, shares.engine, settings.max_batch, settings.data_dir / "engines")
+        apart = shares_two_processors()
+        engines = Engines(
+            settings.engine, device, shares.engine, settings.max_batch, settings.data_dir / "engines", apart
+        )
         service = Service(
             settings,
             Registry(
@@ -83,7 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if settings.workers > 1:
             # The workers share one port, and nobody can choose which of them answers: only those that are ready listen.
             await loading
-        background = Background(watched=shares_two_processors())
+        background = Background(watched=apart)
         following = asyncio.create_task(_follow(service.registry, loading, background))
         try:
             yield State(receive_seconds=settings.max_receive_seconds, stopping=service.stopping)

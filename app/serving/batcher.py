@@ -60,6 +60,7 @@ class Batcher:
         turns: gives the engine its threads, as those of the other models.
         observe: called with the pictures and the seconds of every batch that was computed, from the engine's thread.
         halves: computes two batches at a time, each with half of the threads; without it one is computed at a time.
+        long: whether its batches become so large that they are worth dividing; if not, they are only kept apart.
         clock: seconds, of the same origin as deadlines; the event loop's own unless given.
     """
 
@@ -70,6 +71,7 @@ class Batcher:
         turns: Turns,
         observe: Observer = lambda *_: None,
         halves: Engine | None = None,
+        long: bool = True,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._engine = engine
@@ -77,6 +79,7 @@ class Batcher:
         self._turns = turns
         self._observe = observe
         self._halves = halves
+        self._long = long
         self._loop = asyncio.get_running_loop()
         self._clock = clock or self._loop.time
         self._waiting: deque[_Request] = deque()
@@ -147,8 +150,7 @@ class Batcher:
         """Whether what waits is computed in halves: fewer pictures are enough once there is one, so that it lasts."""
         if self._halves is None or self._turns.apart:
             return self._apart
-        work = len(self._waiting) * (HALVES if self._halving else 1)
-        return self._curve.divides(min(work, HALVES * self._curve.batch))
+        return self._long and self._curve.divides(len(self._waiting) * (HALVES if self._halving else 1))
 
     def _start(self, threads: Set[Thread]) -> None:
         for thread in threads:

@@ -57,13 +57,15 @@ class Choice(BaseModel):
 class Opened:
     """An engine that is loaded and warmed up, what it is and what its batches cost.
 
-    `halves` computes two batches at a time, each with half of the threads, if there can be such an engine.
+    `halves` computes two batches at a time, each with half of the threads, if there is a use for it and can be such an
+    engine; `long` says whether batches become so large that they are worth dividing.
     """
 
     engine: Engine
     kind: Kind
     curve: Curve
     halves: Engine | None = None
+    long: bool = False
 
 
 class Engines:
@@ -75,6 +77,7 @@ class Engines:
         threads: that compute a batch.
         max_batch: most pictures in a batch.
         cache: folder where choices and converted networks are kept; without one they are made anew each time.
+        apart: whether batches may have to be kept apart, see `Turns`: then every network gets an engine for that.
     """
 
     def __init__(
@@ -84,12 +87,14 @@ class Engines:
         threads: int,
         max_batch: int,
         cache: Path | None = None,
+        apart: bool = False,
     ) -> None:
         self._wanted = wanted
         self._device: Literal["cpu", "cuda"] = device
         self._threads = threads
         self._max_batch = max_batch
         self._cache = cache
+        self._apart = apart
         self._processes = Processes()
 
     def close(self) -> None:
@@ -107,12 +112,13 @@ class Engines:
             choice = _recall(cache) or self._choose(folder, manifest, place)
             kind, curve = choice.kind, choice.curve
             engine = candidates.make(kind, folder, manifest, place)
-            halves = candidates.make_halves(kind, folder, manifest, place)
+            long = curve.divides(self._max_batch)
+            halves = candidates.make_halves(kind, folder, manifest, place) if long or self._apart else None
             for each in filter(None, (engine, halves)):
                 each.load()
         for each in filter(None, (engine, halves)):
             each.warm_up(curve.batch)
-        return Opened(engine, kind, curve, halves)
+        return Opened(engine, kind, curve, halves, long)
 
     def _choose(self, folder: Path, manifest: Manifest, place: Place) -> Choice:
         kinds = candidates.possible(self._device) if self._wanted == "auto" else (self._wanted,)

@@ -281,12 +281,12 @@ def test_no_batch_has_both_threads_beside_work_of_low_priority() -> None:
     assert (whole.batches, sorted(halves.batches), alone.batches) == ([], [[0], [1]], [[2]])
 
 
-def test_small_batches_are_not_divided_however_many_wait() -> None:
+def test_short_batches_are_not_divided_however_many_wait() -> None:
     whole, halves = FakeEngine(), FakeEngine()
 
     async def scenario() -> None:
         turns = Turns()
-        batcher = Batcher(whole, Curve({1: 0.001, 8: 0.002}), turns, halves=halves)
+        batcher = Batcher(whole, SLOW, turns, halves=halves, long=False)
         await asyncio.gather(*(ask(batcher, identity) for identity in range(100)))
         await batcher.close()
         turns.shutdown()

@@ -45,15 +45,20 @@ def test_choice_is_right_and_remembered(tmp_path: Path, caplog: pytest.LogCaptur
     assert np.abs(second.engine.predict(pictures) - expected).max() < 0.05
 
 
-def test_network_whose_batches_take_long_gets_an_engine_for_two_at_a_time(tmp_path: Path) -> None:
+def test_there_is_an_engine_for_two_batches_at_a_time(tmp_path: Path) -> None:
     folder = artifacts.write(tmp_path, "cifar10", seed=1, architecture="resnet18", width=64)
     manifest = artifact.read_manifest(folder)
     found = Engines("openvino-f32", "cpu", threads=2, max_batch=64).open(folder, manifest)
     assert found.halves
+    assert found.long
     pictures = np.stack([picture.decode(png(seed), artifacts.SIZE) for seed in range(8)])
     with ThreadPoolExecutor(2) as threads:
         answers = list(threads.map(found.halves.predict, [pictures[:4], pictures[4:]]))
     assert np.allclose(np.concatenate(answers), found.engine.predict(pictures), atol=1e-4)
+    for apart in (False, True):
+        one_by_one = Engines("openvino-f32", "cpu", threads=2, max_batch=1, apart=apart).open(folder, manifest)
+        assert not one_by_one.long
+        assert bool(one_by_one.halves) == apart
 
 
 def test_damaged_memory_is_chosen_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
