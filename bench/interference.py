@@ -67,8 +67,8 @@ def _measure(server: Server, seconds: int, rounds: int) -> None:
 def _come_first() -> None:
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    except PermissionError:
-        _say("not root: the load program waits for processors too, which counts as the service's time")
+    except (AttributeError, PermissionError):  # not Linux, or not root
+        _say("not permitted: the load program waits for processors too, which counts as the service's time")
 
 
 def _start(url: str) -> str:

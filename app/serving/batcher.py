@@ -148,9 +148,10 @@ class Batcher:
 
     def _divides(self) -> bool:
         """Whether what waits is computed in halves: fewer pictures are enough once there is one, so that it lasts."""
-        if self._halves is None or self._turns.apart:
-            return self._apart
-        return self._long and self._curve.divides(len(self._waiting) * (HALVES if self._halving else 1))
+        if self._apart:
+            return True
+        work = len(self._waiting) * (HALVES if self._halving else 1)
+        return self._halves is not None and self._long and self._curve.divides(work)
 
     def _start(self, threads: Set[Thread]) -> None:
         for thread in threads:

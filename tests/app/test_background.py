@@ -47,9 +47,10 @@ def test_nothing_is_read_unless_it_matters_and_the_kernel_counts(tmp_path: Path,
 
 
 def test_only_a_whole_machine_of_two_processors_is_watched() -> None:
+    one = min(needs.two_processors())
     before = os.sched_getaffinity(0)
     try:
-        os.sched_setaffinity(0, {min(needs.two_processors())})
+        os.sched_setaffinity(0, {one})
         assert not background.shares_two_processors()
         os.sched_setaffinity(0, processors.ALL)
         assert background.shares_two_processors() == (os.cpu_count() == len(processors.ALL) == 2)
