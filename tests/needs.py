@@ -6,12 +6,14 @@ A test that lacks something is skipped; it fails where `REFIT_REQUIRE` names it,
 import os
 import shutil
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
-import torch
 
 from tests import processors
+
+if TYPE_CHECKING:
+    import torch
 
 _ARCHIVE = Path(__file__).resolve().parents[2] / "shared" / "cifar10" / "cifar10-jpeg.tar.xz"
 
@@ -43,8 +45,10 @@ def two_processors() -> set[int]:
     return set(found) if len(found) == 2 else _lacking("processors", "two processors, and a system with affinity")
 
 
-def cuda() -> torch.device:
+def cuda() -> "torch.device":
     """A GPU that torch computes on."""
+    import torch  # noqa: PLC0415  it counts processors on import: not before `processors.keep_to_one`
+
     return torch.device("cuda") if torch.cuda.is_available() else _lacking("cuda", "a GPU with CUDA")
 
 

@@ -4,6 +4,7 @@ Networks as small as those of the tests take twice the processor time on two thr
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ ALL = os.sched_getaffinity(0) if _ABLE else set()
 
 def keep_to_one() -> None:
     """Keep this process to one processor; those of a suite that runs in several take turns. Call it before torch is."""
+    assert "torch" not in sys.modules, "torch has counted all processors already: import it later"
     if _ABLE:
         number = int(os.environ.get("PYTEST_XDIST_WORKER", f"gw{os.getpid()}").removeprefix("gw"))
         os.sched_setaffinity(0, {sorted(ALL)[number % len(ALL)]})
