@@ -2,8 +2,9 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import torch
 
 from training.errors import InputError, TrainingError
 
+# Writing takes a twentieth of a run's time at most; in return an interruption can cost twenty times what it takes.
+_SPACING = 20
 
-@dataclass(frozen=True)
+
+@dataclass
 class Checkpoint:
     """Where a run's checkpoint lies.
 
@@ -20,11 +24,19 @@ class Checkpoint:
         path: the file.
         run: what identifies the run, ready for JSON; a resume has to agree with it.
         resume: whether the run goes on from the file.
+        clock: seconds, from any beginning.
     """
 
     path: Path
     run: Mapping[str, Any]
     resume: bool = False
+    clock: Callable[[], float] = time.monotonic
+    _due: float = field(default=float("-inf"), init=False)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether enough of the run has passed for the next `write`, by how long the last one took; at first it has."""
+        return self.clock() >= self._due
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Replace the file in one step: a crash at any moment leaves the old one or the new one.
@@ -35,6 +47,7 @@ class Checkpoint:
         Raises:
             TrainingError: the disk is full or cannot be written; the old checkpoint is kept.
         """
+        started = self.clock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle, partial = tempfile.mkstemp(dir=self.path.parent, prefix=".partial-")
@@ -50,6 +63,8 @@ class Checkpoint:
             raise TrainingError(
                 f"The checkpoint {self.path} cannot be written ({error}). Free some room, then --resume."
             ) from error
+        ended = self.clock()
+        self._due = ended + _SPACING * (ended - started)
 
     def read(self) -> dict[str, Any]:
         """Read the state of an interrupted run. No code in the file is run (`weights_only`).

@@ -63,7 +63,7 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
 
     Args:
         normalise: maps uint8 pictures to the network's input.
-        checkpoint: written after every epoch; None for no checkpoints.
+        checkpoint: written after epochs when it is due; None for no checkpoints.
         earlier: epochs of this run that the network has been through already; a first layer that is set from the
             pictures then stays as it is.
         penalty: maps a batch's input and logits to a number that is added to its loss.
@@ -74,11 +74,12 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
         TrainingError: the loss is no longer finite, or memory ran out; the last good checkpoint is kept.
     """
     _check_batch(recipe, group)
-    prepare = getattr(network, "prepare", None)
-    if prepare and not earlier:
-        prepare(normalise(data.train.images[:: max(1, len(data.train) // _PREPARED_WITH)]))
     choose_algorithms(device, recipe.epochs * (len(data.train) // recipe.batch_size))
     network.to(device).to(memory_format=torch.channels_last)
+    split = _on_device(data.train, device)
+    prepare = getattr(network, "prepare", None)
+    if prepare and not earlier:
+        prepare(normalise(split.images[:: max(1, len(split) // _PREPARED_WITH)]))
     freeze(network, recipe.freeze)
     parts = _Parts(
         network=network,
@@ -87,7 +88,7 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
         average=Average(network, recipe.average.decay) if recipe.average else None,
         attack=Attack(**recipe.adversarial.model_dump()) if recipe.adversarial else None,
         group=group,
-        split=_on_device(data.train, device),
+        split=split,
         classes=1 + int(max(part.labels.max() for part in (data.train, data.validation, data.test) if len(part))),
         recipe=recipe,
         normalise=normalise,
@@ -116,7 +117,7 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
         history.append(Epoch(epoch + 1, recipe.epochs, loss, accuracy, *figures))
         if not _low_size(recipe, _last_step(parts, epoch)):
             best.consider(epoch + 1, scores, parts.judged)
-        if checkpoint and group.is_first:
+        if checkpoint and group.is_first and checkpoint.is_due:
             checkpoint.write(_state(parts, best, history))
         for sink in sinks:
             sink.epoch(history[-1])
