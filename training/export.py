@@ -4,6 +4,7 @@ import io
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -88,6 +89,11 @@ def load_script(path: Path, device: torch.device) -> Script:
         raise ArtifactError(
             f"{path} cannot be loaded by torch {torch.__version__} ({error}). Export it anew."
         ) from error
+
+
+def unoptimised() -> AbstractContextManager[None]:
+    """Run scripts as they are: for ten thousand pictures it takes longer to compile kernels than they save."""
+    return torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
 
 
 def frozen(script: Script) -> Script:

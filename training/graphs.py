@@ -1,5 +1,7 @@
 """CUDA graphs of a network: all its kernels are launched at once, so that a GPU need not wait for the host."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -33,9 +35,12 @@ class Graphed:
         precision = torch.get_autocast_dtype("cuda")
         enabled = torch.is_autocast_enabled("cuda")
         with (
+            warnings.catch_warnings(),
             torch.random.fork_rng([sample.device]),
             torch.autocast("cuda", precision, enabled=enabled, cache_enabled=False),
         ):
+            # That its own rehearsal ran on another stream; no gradient is accumulated here.
+            warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
             torch.cuda.make_graphed_callables(holder, (sample.clone(),))
         for buffer, value in zip(self._network.buffers(), before, strict=True):
             buffer.copy_(value)

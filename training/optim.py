@@ -34,6 +34,7 @@ class FilterMuon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002  torch passes one
         """Apply one step of Nesterov momentum, orthogonalised."""
         for group in self.param_groups:
+            alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for filters in group["params"]:
                 if filters.grad is None:
                     continue
@@ -42,21 +43,25 @@ class FilterMuon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(filters)
                 state["momentum"].mul_(group["momentum"]).add_(filters.grad)
                 ahead = filters.grad.add(state["momentum"], alpha=group["momentum"])
-                filters.mul_(len(filters) ** 0.5 / filters.norm())
-                update = self._orthogonal(ahead.flatten(1), group["iterations"])
-                filters.add_(update.view_as(filters), alpha=-group["lr"])
+                alike.setdefault(filters.shape, []).append((filters, ahead.flatten(1)))
+            for banks in alike.values():
+                updates = self._orthogonal(torch.stack([ahead for _, ahead in banks]), group["iterations"])
+                for (filters, _), update in zip(banks, updates, strict=True):
+                    filters.mul_(len(filters) ** 0.5 / filters.norm())
+                    filters.add_(update.view_as(filters), alpha=-group["lr"])
 
-    def _orthogonal(self, matrix: Tensor, iterations: int) -> Tensor:
-        x = matrix.bfloat16()
-        x = x / (x.norm() + 1e-7)
-        tall = x.shape[0] > x.shape[1]
+    def _orthogonal(self, matrices: Tensor, iterations: int) -> Tensor:
+        """Matrices [N, rows, columns] at once: they are small, and a GPU takes for one product no less than for N."""
+        x = matrices.bfloat16()
+        x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        tall = x.shape[1] > x.shape[2]
         if tall:
-            x = x.T
+            x = x.mT
         for _ in range(iterations):
-            gram = x @ x.T
-            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=self.B, alpha=self.C), x, beta=self.A)
-        orthogonal: Tensor = x.T if tall else x
-        return orthogonal.to(matrix.dtype)
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=self.B, alpha=self.C), x, beta=self.A)
+        orthogonal: Tensor = x.mT if tall else x
+        return orthogonal.to(matrices.dtype)
 
 
 def make_optimizers(network: nn.Module, settings: Optimizer) -> list[torch.optim.Optimizer]:

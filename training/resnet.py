@@ -276,7 +276,8 @@ class FastResNet(nn.Module):
     def prepare(self, images: Tensor) -> None:
         """Set the first layer to whiten the patches of normalised training pictures, float [N, 3, H, W]."""
         patches = F.unfold(images, self.PATCH).double()
-        values, vectors = torch.linalg.eigh((patches @ patches.mT).mean(0) / patches.shape[2])
+        covariance = (patches @ patches.mT).mean(0) / patches.shape[2]
+        values, vectors = torch.linalg.eigh(covariance.cpu())  # of twelve numbers squared: no work for a GPU
         filters = (vectors / (values + 5e-4).sqrt()).T.reshape(-1, 3, self.PATCH, self.PATCH).flip(0)
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
 

@@ -4,6 +4,7 @@ import logging
 import platform
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ from training.errors import ArtifactError, InputError
 from training.estimate import run_seconds
 from training.normalisation import Normalisation
 from training.novelty import Neighbours
-from training.preload import preload
+from training.preload import preload, preload_cuda
 from training.quantiser import quantised
 from training.recipe import Recipe
 from training.sink import Epoch, Sink
@@ -99,6 +100,8 @@ def train(job: Job, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifes
     if device.type == "cuda":  # where a whole run may take less time than all imports
         preload(*_NEEDED_LATE)
     with _memory_errors(job.recipe), group_of(device) as group:
+        if device.type == "cuda" and group.size == 1:  # a thread of one among several would take the first one's GPU
+            preload_cuda()
         job, dataset, parts = prepare(job, group)
         recipe = job.recipe
         run = {
@@ -258,8 +261,11 @@ def write(
         ArtifactError: the exported file disagrees with the network, or the disk is full; nothing was written.
     """
     recipe, origin = job.recipe, origin or Origin()
-    with artifact.new_version(job.models, job.name) as folder:
+    # Drawing is Python's work, and scoring that of torch or a GPU: side by side they take the time of the longer one.
+    with artifact.new_version(job.models, job.name) as folder, ThreadPoolExecutor(1) as meanwhile:
+        curves = meanwhile.submit(report.write_curves, history, _pictures(folder) / "curves.png")
         calibration, metrics = write_network(folder, network, normalise, parts, dataset.classes, recipe, device)
+        curves.result()
         manifest = Manifest(
             name=job.name,
             version=artifact.next_version(job.models, job.name),
@@ -295,7 +301,7 @@ def write(
             files={},
         )
         replay.store(folder, parts, recipe.replay)
-        manifest = write_report(folder, manifest, history)
+        manifest = write_report(folder, manifest)
     if artifact.read_aliases(job.models, job.name).production is None:
         artifact.write_aliases(job.models, job.name, Aliases(production=manifest.version, history=(manifest.version,)))
     return manifest
@@ -327,7 +333,7 @@ def write_network(
     network.load_state_dict(weights)  # from here on the network is what the file holds, rounding included
     network.to(device).eval()
     (folder / artifact.WEIGHTS).write_bytes(save(weights))
-    with exact(device):
+    with exact(device), export.unoptimised():
         held_out = evaluate.logits(network, normalise, parts.validation.images, device)
         calibration = Calibration.fit(held_out, parts.validation.labels)
         Neighbours.of(network, normalise, parts.train.images, device).write(folder / artifact.NEIGHBOURS)
@@ -344,19 +350,22 @@ def write_network(
     return calibration, metrics | robustness
 
 
-def write_report(folder: Path, manifest: Manifest, history: Sequence[Epoch] = ()) -> Manifest:
+def write_report(folder: Path, manifest: Manifest) -> Manifest:
     """Write the card and its pictures, and as the last file the manifest, with the hash of every other one."""
     test = manifest.metrics["test"]
-    pictures = folder / "report"
-    pictures.mkdir(exist_ok=True)
-    if history:
-        report.write_curves(history, pictures / "curves.png")
+    pictures = _pictures(folder)
     report.write_confusion(test["confusion"], manifest.classes, pictures / "confusion.png")
     report.write_reliability(test["reliability"], pictures / "reliability.png")
     report.write_card(manifest, pictures / "card.md")
     manifest = manifest.model_copy(update={"files": artifact.record_files(folder)})
     artifact.write_manifest(folder, manifest)
     return manifest
+
+
+def _pictures(folder: Path) -> Path:
+    pictures = folder / "report"
+    pictures.mkdir(exist_ok=True)
+    return pictures
 
 
 def libraries() -> dict[str, str]:
