@@ -141,7 +141,11 @@ class Registry:
 
     def keep_apart(self, apart: bool) -> None:
         """Say whether all batches are computed with half of the processors from now on, see `Turns`."""
-        self._loader.turns.apart = apart
+        turns = self._loader.turns
+        if apart != turns.apart:
+            work, halves = ("runs", "half") if apart else ("has ended", "all")
+            log.info("Work of low priority %s on this machine: a batch takes %s of the processors", work, halves)
+        turns.apart = apart
 
     def check_ready(self) -> None:
         """Return if the service can answer.

@@ -1,6 +1,7 @@
 """Whether work of low priority, such as a fine-tune, keeps the processors of this machine busy."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
@@ -19,23 +20,25 @@ class Background:
     Args:
         watched: whether it matters; if not, nothing is read and there is never any.
         stat: where the kernel counts processor time.
+        clock: seconds, from any beginning.
 
     Attributes:
         busy: whether there was such work between the last two calls of `follow`.
     """
 
-    def __init__(self, watched: bool, stat: Path = _STAT) -> None:
+    def __init__(self, watched: bool, stat: Path = _STAT, clock: Callable[[], float] = monotonic) -> None:
         self._watched = watched and stat.exists()
         self._stat = stat
+        self._clock = clock
         self.busy = False
-        self._seen, self._at = low_priority_seconds(stat) if self._watched else 0.0, monotonic()
+        self._seen, self._at = low_priority_seconds(stat) if self._watched else 0.0, clock()
 
     def follow(self) -> None:
         """Look at what has run since the last call."""
         if not self._watched:
             return
         before, since = self._seen, self._at
-        self._seen, self._at = low_priority_seconds(self._stat), monotonic()
+        self._seen, self._at = low_priority_seconds(self._stat), self._clock()
         self.busy = self._seen - before > (_QUIET if self.busy else _BUSY) * (self._at - since)
 
 

@@ -35,6 +35,7 @@ class Server:
         )
         self.url = ""
         self.log: list[str] = []
+        self._written = threading.Condition()
         self._listening = threading.Event()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -58,6 +59,12 @@ class Server:
         except httpx.ConnectError:  # with several workers, the port is known before they listen
             return False
 
+    def wait_logged(self, text: str) -> None:
+        """Wait until a line with this text is in the log."""
+        with self._written:
+            found = self._written.wait_for(lambda: any(text in line for line in self.log), _START_SECONDS)
+        assert found, f"not logged: {text!r}\n" + "".join(self.log)
+
     def stop(self) -> int:
         """End the server as a container engine does, and give its exit code."""
         if self.process.poll() is None:
@@ -74,7 +81,9 @@ class Server:
         assert self.process.stderr
         with self.process.stderr as lines:
             for line in lines:
-                self.log.append(line)
+                with self._written:
+                    self.log.append(line)
+                    self._written.notify_all()
                 found = re.search(r"running on (http://\S+)", line)
                 if found:
                     self.url = found[1]
