@@ -1,11 +1,14 @@
 """What is slow and needed late begins early: threads do it while the main one waits for files."""
 
+import logging
 import sys
 from importlib import import_module
 from threading import Thread
 
 import torch
 from torch.nn import functional as F
+
+log = logging.getLogger(__name__)
 
 # Seconds. Python's 5 ms are what the main thread would wait for the interpreter after each call into torch.
 _SWITCH_INTERVAL = 2e-4
@@ -32,6 +35,9 @@ def _import(*modules: str) -> None:
 
 
 def _use_cuda() -> None:
-    images = torch.zeros(8, 8, 8, 8, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
-    filters = torch.zeros(8, 8, 3, 3, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    torch.autograd.grad((F.conv2d(images, filters).flatten(1) @ images.new_zeros(288, 8)).sum(), filters)
+    try:
+        images = torch.zeros(8, 8, 8, 8, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+        filters = torch.zeros(8, 8, 3, 3, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        torch.autograd.grad((F.conv2d(images, filters).flatten(1) @ images.new_zeros(288, 8)).sum(), filters)
+    except RuntimeError as error:  # no memory is left, or a GPU without bfloat16; the run says what it needs itself
+        log.info("CUDA's libraries are loaded when they are used, not before: %s", error)
