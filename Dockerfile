@@ -13,6 +13,8 @@ WORKDIR /build
 RUN python -m venv --without-pip /opt/venv
 COPY --from=requirements /build/requirements.txt ./
 COPY constraints.txt ./
+# PyPI's torch brings CUDA along. https://download.pytorch.org/whl/cpu here leaves it out, where there is no NVIDIA GPU.
+ARG PIP_EXTRA_INDEX_URL
 RUN python -m pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement requirements.txt
 
 
