@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 # Names of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -3, -4, -8
+_MADV_DONTNEED = 4  # of madvise(2), from the kernel's mman-common.h
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -106,6 +107,23 @@ def return_freed_memory() -> None:
     gc.collect()
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def release_mapped(path: Path) -> None:
+    """Let go of the memory with which a file is mapped into this process; what is needed again is read again.
+
+    Elsewhere than on Linux nothing is done.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, _, _, _, _, *name = line.split(maxsplit=5)
+        if name != [str(path.resolve())]:
+            continue
+        start, end = (int(address, 16) for address in addresses.split("-"))
+        if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED):
+            raise OSError(ctypes.get_errno(), "madvise")
 
 
 def resident_bytes() -> int:

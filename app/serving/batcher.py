@@ -87,6 +87,7 @@ class Batcher:
         self._computing: list[int] = []  # pictures in each of the batches that are computed
         self._halving = False  # whether it is with half of the processors
         self._lock = Lock()  # guards these three together with what waits
+        self._undivided = min(curve.batch, curve.undivided) if halves and long else curve.batch
         self._least, self._most = curve.within(_DEAR), curve.within(_CHEAP)
         self._worthwhile = self._least
         self._taken = 0  # pictures in the last batch
@@ -151,7 +152,7 @@ class Batcher:
         if self._apart:
             return True
         work = len(self._waiting) * (HALVES if self._halving else 1)
-        return self._halves is not None and self._long and self._curve.divides(work)
+        return self._halves is not None and self._long and work > self._curve.undivided
 
     def _start(self, threads: Set[Thread]) -> None:
         for thread in threads:
@@ -213,7 +214,7 @@ class Batcher:
         now = self._clock()
         # Halves that are alike keep their callers waiting alike.
         share = math.ceil((len(self._waiting) + sum(self._computing)) / sharing)
-        limit = min(share, self._curve.batch)
+        limit = min(share, self._curve.batch if sharing > 1 else self._undivided)
         batch: list[_Request] = []
         late: list[_Request] = []
         earliest = math.inf

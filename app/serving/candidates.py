@@ -5,9 +5,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from app.serving import openvino
-from app.serving.engine import Engine, Kind
-from app.serving.openvino import OpenVinoEngine
+from app.serving import openvino, winograd
+from app.serving.blocks import BLOCK
+from app.serving.engine import AnyKind, BlockKind, Engine, Kind
+from app.serving.openvino import OpenVinoEngine, Precision
 from app.serving.turns import HALVES
 from training import machine, probe
 from training.artifact import SCRIPT, Manifest
@@ -48,7 +49,17 @@ def possible(device: Literal["cpu", "cuda"], cpuinfo: Path = machine.CPUINFO) ->
     return tuple(kind for kind in kinds if openvino.available() or not kind.startswith("openvino"))
 
 
-def prepare(kind: Kind, folder: Path, manifest: Manifest, place: Place) -> None:
+def of_blocks(kind: Kind) -> BlockKind | None:
+    """The kind that computes the same network in blocks, with fewer multiplications, if there is one."""
+    match kind:
+        case "openvino-bf16":
+            return "openvino-bf16-winograd"
+        case "openvino-f32":
+            return "openvino-f32-winograd"
+    return None
+
+
+def prepare(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> None:
     """Convert an artifact's network for a kind, once.
 
     Raises:
@@ -63,6 +74,8 @@ def prepare(kind: Kind, folder: Path, manifest: Manifest, place: Place) -> None:
     network = _converted("f32", place)
     if not network.exists():
         openvino.convert(folder / SCRIPT, manifest.input_size, network)
+    if kind.endswith("-winograd") and not (target := _converted("winograd", place)).exists():
+        winograd.convert(network, BLOCK, target)
     if kind == "openvino-int8" and not (target := _integers(manifest, place)).exists():
         if probe.PROBE not in manifest.files:
             raise ArtifactError(
@@ -72,23 +85,31 @@ def prepare(kind: Kind, folder: Path, manifest: Manifest, place: Place) -> None:
         openvino.quantise(network, probe.read(folder / probe.PROBE).pictures, target)
 
 
-def make(kind: Kind, folder: Path, manifest: Manifest, place: Place) -> Engine:
+def make(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> Engine:
     """Make an engine that was prepared before; it is not loaded yet."""
+
+    def of_openvino(path: Path, precision: Precision, batch: int | None = None) -> Engine:
+        return OpenVinoEngine(path, manifest, precision, place.threads, place.instances, batch)
+
     match kind:
         case "openvino-bf16":
-            return OpenVinoEngine(_converted("f32", place), manifest, "bf16", place.threads, place.instances)
+            return of_openvino(_converted("f32", place), "bf16")
         case "openvino-f32":
-            return OpenVinoEngine(_converted("f32", place), manifest, "f32", place.threads, place.instances)
+            return of_openvino(_converted("f32", place), "f32")
         case "openvino-int8":
-            return OpenVinoEngine(_integers(manifest, place), manifest, "int8", place.threads, place.instances)
+            return of_openvino(_integers(manifest, place), "int8")
+        case "openvino-bf16-winograd":
+            return of_openvino(_converted("winograd", place), "bf16", BLOCK)
+        case "openvino-f32-winograd":
+            return of_openvino(_converted("winograd", place), "f32", BLOCK)
     return _torchscript(kind, folder, manifest, place)
 
 
-def make_halves(kind: Kind, folder: Path, manifest: Manifest, place: Place) -> Engine | None:
-    """Make one of the same kind that computes two batches at a time, each with half of the threads, if there can be."""
+def halved(kind: Kind, place: Place) -> Place | None:
+    """The place for two batches at a time, each with half of the threads, if they can be divided."""
     if not kind.startswith("openvino") or place.threads < HALVES:
         return None
-    return make(kind, folder, manifest, place.model_copy(update={"instances": HALVES}))
+    return place.model_copy(update={"instances": HALVES})
 
 
 def _torchscript(

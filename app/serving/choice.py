@@ -4,10 +4,11 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,10 +19,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.serving import candidates, tryout
+from app.serving.blocks import BLOCK, BlockEngine
 from app.serving.candidates import Place
 from app.serving.curve import Curve
-from app.serving.engine import Engine, Kind
+from app.serving.engine import AnyKind, BlockKind, Engine, Kind
 from app.serving.tryout import Result, Started
+from app.serving.turns import HALVES
 from training import machine, probe
 from training.artifact import SCRIPT, Manifest
 from training.errors import ArtifactError
@@ -34,9 +37,23 @@ log = logging.getLogger(__name__)
 # in integers a sum is now and then rounded to another level: up to 0.013 on 64 training pictures with three networks.
 TOLERANCE = 0.02
 
-_FORMAT = 5  # of what is remembered: raise it whenever its meaning or the measuring changes
+_FORMAT = 6  # of what is remembered: raise it whenever its meaning or the measuring changes
 _LIMIT_SECONDS = 60  # of one process that tries engines
 _LIBRARIES = ("torch", "openvino", "nncf")
+
+
+class Blocks(BaseModel):
+    """A faster way to compute large batches, in blocks.
+
+    `seconds` is what a block takes with all threads, or half of what it takes with half of them, and `least` from how
+    many pictures on an incomplete one is faster.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: BlockKind
+    seconds: float
+    least: int
 
 
 class Choice(BaseModel):
@@ -46,11 +63,16 @@ class Choice(BaseModel):
 
     kind: Kind
     tried: tuple[Result, ...]
+    blocks: Blocks | None = None
 
     @property
     def curve(self) -> Curve:
-        """The cost curve of the engine that was chosen."""
-        return Curve(next(result.seconds for result in self.tried if result.kind == self.kind))
+        """The cost curve of the engine that was chosen, and of its blocks."""
+        seconds = next(result.seconds for result in self.tried if result.kind == self.kind)
+        if self.blocks is None:
+            return Curve(seconds)
+        small = {size: taken for size, taken in seconds.items() if size < BLOCK}
+        return Curve({**small, BLOCK: self.blocks.seconds})
 
 
 @dataclass(frozen=True)
@@ -110,15 +132,17 @@ class Engines:
         with self._folder(manifest) as cache:
             place = Place(device=self._device, threads=self._threads, cache=cache)
             choice = _recall(cache) or self._choose(folder, manifest, place)
-            kind, curve = choice.kind, choice.curve
-            engine = candidates.make(kind, folder, manifest, place)
-            long = curve.divides(self._max_batch)
-            halves = candidates.make_halves(kind, folder, manifest, place) if long or self._apart else None
+            curve = choice.curve
+            long = curve.undivided < self._max_batch
+            half = candidates.halved(choice.kind, place) if long or self._apart else None
+            engine = _make(choice, folder, manifest, place, large=not half)
+            halves = _make(choice, folder, manifest, half, large=True) if half else None
             for each in filter(None, (engine, halves)):
                 each.load()
-        for each in filter(None, (engine, halves)):
-            each.warm_up(curve.batch)
-        return Opened(engine, kind, curve, halves, long)
+        engine.warm_up(min(curve.batch, curve.undivided) if halves and long else curve.batch)
+        if halves:
+            halves.warm_up(curve.batch)
+        return Opened(engine, choice.kind, curve, halves, long)
 
     def _choose(self, folder: Path, manifest: Manifest, place: Place) -> Choice:
         kinds = candidates.possible(self._device) if self._wanted == "auto" else (self._wanted,)
@@ -130,10 +154,47 @@ class Engines:
         tried = self._try(
             tryout.Request(folder=folder, place=place, kinds=kinds, max_batch=self._max_batch, tolerance=TOLERANCE)
         )
-        choice = Choice(kind=_best(folder, tried, strict=self._wanted == "auto"), tried=tried)
+        best = _best(folder, dict(zip(kinds, tried, strict=True)), strict=self._wanted == "auto")
+        choice = Choice(kind=best, tried=tried)
         log.info("%s", _table(folder, choice))
+        choice = choice.model_copy(update={"blocks": self._blocks(folder, choice, place)})
         _remember(place.cache, choice)
         return choice
+
+    def _blocks(self, folder: Path, choice: Choice, place: Place) -> Blocks | None:
+        """Try whether large batches are faster in blocks, each with the threads that compute one then."""
+        kind = candidates.of_blocks(choice.kind)
+        if not kind or self._max_batch < max(BLOCK, choice.curve.undivided + 1):
+            return None
+        sharing = HALVES if candidates.halved(choice.kind, place) else 1
+        request = tryout.Request(
+            folder=folder,
+            place=place.model_copy(update={"threads": place.threads // sharing}),
+            kinds=(kind, choice.kind),
+            max_batch=BLOCK,
+            tolerance=TOLERANCE,
+            seconds=_LIMIT_SECONDS,
+        )
+        found, plain = self._try(request)
+        if found.error or plain.error:
+            log.info("%s: no blocks, because %s", folder, found.error or plain.error)
+            return None
+        slower = Curve(plain.seconds).estimate(BLOCK)
+        least = math.ceil(BLOCK * found.seconds[BLOCK] / slower)
+        used = least <= BLOCK and found.distance <= TOLERANCE
+        log.info(
+            "%s in blocks of %d, in %d threads: %.1f ms by %s (%s) and %.1f ms by %s; %s",
+            folder,
+            BLOCK,
+            request.place.threads,
+            1000 * found.seconds[BLOCK],
+            found.kind,
+            _agreement(found),
+            1000 * slower,
+            plain.kind,
+            f"used from {least} pictures on" if used else "not used",
+        )
+        return Blocks(kind=kind, seconds=found.seconds[BLOCK] / sharing, least=least) if used else None
 
     def _try(self, request: tryout.Request) -> tuple[Result, ...]:
         """Try engines in a process of their own, and those after one that crashes in another.
@@ -174,6 +235,14 @@ class Engines:
             # Engines that are timed while other processes time theirs all look slow.
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield folder
+
+
+def _make(choice: Choice, folder: Path, manifest: Manifest, place: Place, large: bool) -> Engine:
+    """The engine that was chosen; `large` batches in blocks, if that is faster."""
+    engine = candidates.make(choice.kind, folder, manifest, place)
+    if not large or choice.blocks is None:
+        return engine
+    return BlockEngine(candidates.make(choice.blocks.kind, folder, manifest, place), engine, choice.blocks.least)
 
 
 @contextmanager
@@ -231,10 +300,10 @@ class Processes:
         return [*results, Result(kind=begun, error=reason)]
 
 
-def _read(out: str) -> tuple[list[Result], Kind | None]:
+def _read(out: str) -> tuple[list[Result], AnyKind | None]:
     """What came of the engines, and the one that was begun and came to nothing."""
     results: list[Result] = []
-    begun: Kind | None = None
+    begun: AnyKind | None = None
     for line in map(tryout.Line.validate_json, out.splitlines()):
         if isinstance(line, Started):
             begun = line.started
@@ -244,13 +313,13 @@ def _read(out: str) -> tuple[list[Result], Kind | None]:
     return results, begun
 
 
-def _best(folder: Path, tried: Sequence[Result], strict: bool) -> Kind:
-    able = [result for result in tried if not result.error]
-    right = [result for result in able if result.distance <= TOLERANCE] if strict else able
+def _best(folder: Path, tried: Mapping[Kind, Result], strict: bool) -> Kind:
+    able = {kind: result for kind, result in tried.items() if not result.error}
+    right = [kind for kind, result in able.items() if result.distance <= TOLERANCE or not strict]
     if not right:
-        reasons = "; ".join(f"{result.kind}: {result.error or _agreement(result)}" for result in tried)
+        reasons = "; ".join(f"{kind}: {result.error or _agreement(result)}" for kind, result in tried.items())
         raise ArtifactError(f"No engine can run {folder}. {reasons}")
-    return max(right, key=lambda result: Curve(result.seconds).rate).kind
+    return max(right, key=lambda kind: Curve(able[kind].seconds).rate)
 
 
 def _agreement(result: Result) -> str:

@@ -1,5 +1,6 @@
 """The cost curve of an engine: what a batch costs, measured, and which batch size to use."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,13 +34,14 @@ class Curve:
         """The smallest batch whose pictures cost at most `factor` times what they do in the best one."""
         return min(size for size, seconds in self.seconds.items() if factor * size / seconds >= self.rate)
 
-    def divides(self, size: int) -> bool:
-        """Whether two batches side by side, each with half of the threads, are better than one of `size` pictures.
+    @property
+    def undivided(self) -> int:
+        """The largest batch that is better than two side by side, each with half of the threads.
 
-        They are no faster by themselves, but neither waits for the other: whatever takes a processor from one thread of
-        a batch (the event loop, another program) keeps all its threads waiting at the end of each layer.
+        Those are no faster by themselves, but neither waits for the other: whatever takes a processor from one thread
+        of a batch (the event loop, another program) keeps all its threads waiting at the end of each layer.
         """
-        return size > 1 and size >= _LONG * self.rate
+        return max(1, math.ceil(_LONG * self.rate) - 1)
 
     def estimate(self, size: int) -> float:
         """Seconds that a batch of `size` pictures takes: those of the next larger one that was measured."""

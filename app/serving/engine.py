@@ -12,6 +12,8 @@ Probabilities = NDArray[np.float32]
 Kind = Literal[
     "openvino-bf16", "openvino-f32", "openvino-int8", "torchscript-bf16", "torchscript-f16", "torchscript-f32"
 ]
+BlockKind = Literal["openvino-bf16-winograd", "openvino-f32-winograd"]  # computes blocks, beside one of the others
+AnyKind = Kind | BlockKind
 
 
 class Engine(Protocol):

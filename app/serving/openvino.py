@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from app.serving.engine import Pixels, Probabilities, check_shape
+from training import machine
 from training.artifact import Manifest
 from training.errors import ArtifactError
 
@@ -38,9 +39,18 @@ class OpenVinoEngine:
         precision: that it computes in; `int8` takes a file of `quantise`.
         threads: of one batch and of all together, divided among `instances`.
         instances: batches that can be computed at a time.
+        batch: pictures in every batch, of a network that takes no other number: fewer are filled up with black ones.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, precision: Precision, threads: int, instances: int = 1) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        precision: Precision,
+        threads: int,
+        instances: int = 1,
+        batch: int | None = None,
+    ) -> None:
         self._path = path
         self._manifest = manifest
         self._options = {
@@ -52,10 +62,11 @@ class OpenVinoEngine:
             "ENABLE_CPU_PINNING": "NO",
         }
         self._instances = instances
+        self._batch = batch
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def load(self) -> None:
-        openvino = _import()
+        openvino = library()
         try:
             compiled = openvino.Core().compile_model(str(self._path), "CPU", self._options)
         except RuntimeError as error:
@@ -74,8 +85,10 @@ class OpenVinoEngine:
             check_shape(self, batch, self._manifest.input_size, len(self._manifest.classes))
 
         with ThreadPoolExecutor(self._instances) as threads:
-            for batch in range(max_batch, 0, -1):
+            for batch in [1] if self._batch else range(max_batch, 0, -1):
                 list(threads.map(compute, [batch] * self._instances))
+        # By now the weights were copied into the form that is computed with.
+        machine.release_mapped(self._path.with_suffix(".bin"))
 
     def predict(self, pictures: Pixels) -> Probabilities:
         try:
@@ -84,10 +97,17 @@ class OpenVinoEngine:
             raise RuntimeError("The engine was not loaded, or more batches than it has instances.") from None
         try:
             # Without copies: the answer's buffer belongs to the request, and is read before the request is used again.
-            logits = request.infer({0: pictures}, share_inputs=True, share_outputs=True)[0]
-            return _softmax(logits)
+            logits = request.infer({0: self._filled(pictures)}, share_inputs=True, share_outputs=True)[0]
+            return _softmax(logits[: len(pictures)])
         finally:
             self._requests.put(request)
+
+    def _filled(self, pictures: Pixels) -> Pixels:
+        if self._batch is None or len(pictures) == self._batch:
+            return pictures
+        batch = np.zeros((self._batch, *pictures.shape[1:]), np.uint8)
+        batch[: len(pictures)] = pictures
+        return batch
 
 
 def convert(script: Path, size: int, target: Path) -> None:
@@ -96,7 +116,7 @@ def convert(script: Path, size: int, target: Path) -> None:
     Raises:
         ArtifactError: OpenVINO cannot convert it.
     """
-    openvino = _import()
+    openvino = library()
     import torch  # noqa: PLC0415 (not wanted in the service, where what was converted before is only loaded)
 
     from training import export  # noqa: PLC0415
@@ -107,7 +127,7 @@ def convert(script: Path, size: int, target: Path) -> None:
         model = openvino.convert_model(network, example_input=example, input=[([-1, 3, size, size], openvino.Type.u8)])
     except Exception as error:  # the frontend raises its own types, and those of torch
         raise ArtifactError(f"{script} cannot be converted for OpenVINO: {error}") from error
-    _save(model, target)
+    save(model, target)
 
 
 def quantise(source: Path, pictures: Pixels, target: Path) -> None:
@@ -119,7 +139,7 @@ def quantise(source: Path, pictures: Pixels, target: Path) -> None:
         target: where the result goes.
     """
     os.environ.setdefault("NNCF_CI", "1")  # NNCF sends no usage data then
-    openvino = _import()
+    openvino = library()
     import nncf  # noqa: PLC0415 (seconds to import)
 
     calibration = nncf.Dataset(list(pictures), lambda picture: picture[None])
@@ -127,21 +147,28 @@ def quantise(source: Path, pictures: Pixels, target: Path) -> None:
     halved = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
     network = openvino.Core().read_model(source)
     model = nncf.quantize(network, calibration, subset_size=len(pictures), advanced_parameters=halved)
-    _save(model, target)
+    save(model, target)
 
 
-def _import() -> ModuleType:
-    # OpenVINO reports its import and every conversion to its makers through this package, and does without it if it
-    # cannot be imported.
+def library() -> ModuleType:
+    """OpenVINO, imported when it is needed."""
+    # It reports its import and every conversion to its makers through this package, and does without it if it cannot be
+    # imported.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return importlib.import_module("openvino")
 
 
-def _save(model: Any, target: Path) -> None:
+def operations() -> ModuleType:
+    """The operations that its networks consist of."""
+    library()
+    return importlib.import_module("openvino.opset14")
+
+
+def save(model: Any, target: Path) -> None:
     """Write a network and its weights so that the one is never there without the other."""
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         partial = Path(folder, target.name)
-        _import().save_model(model, partial, compress_to_fp16=False)
+        library().save_model(model, partial, compress_to_fp16=False)
         for suffix in (".bin", ".xml"):
             partial.with_suffix(suffix).replace(target.with_suffix(suffix))
 

@@ -15,33 +15,33 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from app.serving import candidates, curve
 from app.serving.candidates import Place
-from app.serving.engine import Engine, Kind, Pixels, Probabilities
+from app.serving.engine import AnyKind, Engine, Pixels, Probabilities
 from training import artifact, probe
 from training.artifact import Manifest
 from training.probe import Probe
 
 _ACCEPTED_PICTURES = 64  # that the answers of an engine are compared on
 _HOPELESS = 0.7  # of the rate of the best engine so far
-_SECONDS = 2  # after which no further engine is tried if one can be used
 
 
 class Request(BaseModel):
-    """What is tried, and on what."""
+    """What is tried, and on what; after `seconds` no further engine is, if one can be used."""
 
     model_config = ConfigDict(frozen=True)
 
     folder: Path
     place: Place
-    kinds: tuple[Kind, ...]
+    kinds: tuple[AnyKind, ...]
     max_batch: int
     tolerance: float
+    seconds: float = 2
 
 
 class Started(BaseModel):
     """An engine that is being tried from now on."""
 
     model_config = ConfigDict(extra="forbid")
-    started: Kind
+    started: AnyKind
 
 
 class Result(BaseModel):
@@ -54,7 +54,7 @@ class Result(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Kind
+    kind: AnyKind
     error: str | None = None
     distance: float = 0
     same_label: float = 0
@@ -69,7 +69,7 @@ def run(request: Request) -> Iterator[Started | Result]:
     manifest = artifact.read_manifest(request.folder)
     reference = _reference(request.folder, manifest)
     best = 0.0
-    end = time.monotonic() + _SECONDS
+    end = time.monotonic() + request.seconds
     for kind in request.kinds:
         if best and time.monotonic() > end:
             yield Result(kind=kind, error="not tried: the time for it was over")
@@ -85,7 +85,7 @@ def run(request: Request) -> Iterator[Started | Result]:
         yield result
 
 
-def _try(kind: Kind, request: Request, manifest: Manifest, reference: Probe, hopeless: float) -> Result:
+def _try(kind: AnyKind, request: Request, manifest: Manifest, reference: Probe, hopeless: float) -> Result:
     candidates.prepare(kind, request.folder, manifest, request.place)
     engine = candidates.make(kind, request.folder, manifest, request.place)
     engine.load()

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -258,6 +259,41 @@ def test_only_what_would_take_long_is_divided_among_two_threads() -> None:
     asyncio.run(scenario())
     assert sorted(halves.batches) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert whole.batches == [[8, 9, 10], [*range(7)]]
+
+
+class Asked(Turns):
+    """Tells when a turn is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Semaphore(0)
+
+    @contextmanager
+    def take(self, halves: int) -> Iterator[None]:
+        self.asked.release()
+        with super().take(halves):
+            yield
+
+
+def test_what_comes_while_a_batch_waits_for_its_turn_does_not_make_it_long() -> None:
+    whole, halves = FakeEngine(), FakeEngine()
+
+    async def scenario() -> None:
+        turns = Asked()
+        batcher = Batcher(whole, SLOW, turns, halves=halves)
+        with turns.take(1):  # by another model
+            turns.asked.acquire()
+            callers = [ask(batcher, 0)]
+            await asyncio.to_thread(turns.asked.acquire)
+            callers += [ask(batcher, identity) for identity in range(1, 15)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*callers)
+        await batcher.close()
+        turns.shutdown()
+
+    asyncio.run(scenario())
+    assert whole.batches[0] == [*range(7)]
+    assert halves.batches[0][:4] == [*range(7, 11)]
 
 
 def test_no_batch_has_both_threads_beside_work_of_low_priority() -> None:

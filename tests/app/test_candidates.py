@@ -6,7 +6,7 @@ import pytest
 
 from app.serving import candidates
 from app.serving.candidates import Place
-from training import artifact
+from app.serving.engine import Kind
 
 
 @pytest.mark.parametrize(
@@ -29,12 +29,20 @@ def test_the_faster_number_format_is_tried_first(tmp_path: Path, cpuinfo: str, k
     assert candidates.possible("cpu", told) == kinds
 
 
-def test_halves_take_two_threads_and_an_engine_that_can_be_divided(models: Path) -> None:
-    folder = models / "cifar10/1"
-    manifest = artifact.read_manifest(folder)
-    assert not candidates.make_halves("openvino-f32", folder, manifest, Place(device="cpu", threads=1))
-    assert not candidates.make_halves("torchscript-f32", folder, manifest, Place(device="cpu", threads=2))
-    assert candidates.make_halves("openvino-f32", folder, manifest, Place(device="cpu", threads=2))
+def test_halves_take_two_threads_and_an_engine_that_can_be_divided() -> None:
+    assert candidates.halved("openvino-f32", Place(device="cpu", threads=1)) is None
+    assert candidates.halved("torchscript-f32", Place(device="cpu", threads=2)) is None
+    assert candidates.halved("openvino-f32", Place(device="cpu", threads=2)) == Place(
+        device="cpu", threads=2, instances=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "blocks"),
+    [("openvino-bf16", "openvino-bf16-winograd"), ("openvino-int8", None), ("torchscript-f32", None)],
+)
+def test_blocks_are_computed_in_the_same_number_format(kind: Kind, blocks: str | None) -> None:
+    assert candidates.of_blocks(kind) == blocks
 
 
 def test_a_gpu_runs_what_torch_loads() -> None:

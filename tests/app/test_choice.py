@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.serving.choice import Engines, Opened, Processes
+from app.serving.blocks import BLOCK, BlockEngine
+from app.serving.choice import Choice, Engines, Opened, Processes
 from app.serving.engine import Kind
 from tests.app import artifacts
 from tests.app.pictures import direct, png
@@ -59,6 +60,32 @@ def test_there_is_an_engine_for_two_batches_at_a_time(tmp_path: Path) -> None:
         one_by_one = Engines("openvino-f32", "cpu", threads=2, max_batch=1, apart=apart).open(folder, manifest)
         assert not one_by_one.long
         assert bool(one_by_one.halves) == apart
+
+
+def test_large_batches_are_computed_in_blocks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = artifacts.write(tmp_path, "cifar10", seed=1, architecture="resnet18", width=64)
+    manifest = artifact.read_manifest(folder)
+    engines = Engines("openvino-f32", "cpu", threads=2, max_batch=64, cache=tmp_path / "engines")
+    with caplog.at_level("INFO"):
+        found = engines.open(folder, manifest)
+    (told,) = [message for message in caplog.messages if "in blocks of 16, in 1 threads" in message]
+    (remembered,) = (tmp_path / "engines").glob("*/choice.json")
+    blocks = Choice.model_validate_json(remembered.read_bytes()).blocks
+    assert isinstance(found.halves, BlockEngine) == (blocks is not None) == ("used from" in told)
+    assert not isinstance(found.engine, BlockEngine)
+    if blocks is not None:
+        assert found.curve.batch == BLOCK
+        assert found.curve.seconds[BLOCK] == blocks.seconds
+    again = engines.open(folder, manifest)
+    assert (again.curve, type(again.halves)) == (found.curve, type(found.halves))
+
+
+def test_small_networks_are_not_computed_in_blocks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = artifacts.write(tmp_path, "cifar10", seed=1, architecture="resnet20", width=8)
+    with caplog.at_level("INFO"):
+        found = Engines("openvino-f32", "cpu", threads=1, max_batch=1000).open(folder, artifact.read_manifest(folder))
+    assert not isinstance(found.engine, BlockEngine)
+    assert any("no 3x3 convolution with 64 channels" in message for message in caplog.messages) == found.long
 
 
 def test_damaged_memory_is_chosen_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -36,9 +36,7 @@ def test_estimate_is_that_of_the_next_larger_batch(size: int, seconds: float) ->
 
 @pytest.mark.parametrize(("seconds", "size"), [({1: 0.02, 2: 0.02, 4: 0.04}, 2), ({1: 0.001, 2: 0.002}, 10)])
 def test_batch_that_takes_long_is_worth_dividing(seconds: dict[int, float], size: int) -> None:
-    curve = Curve(seconds)
-    assert curve.divides(size)
-    assert not curve.divides(size - 1)
+    assert Curve(seconds).undivided == size - 1
 
 
 def test_every_size_is_measured_while_it_pays() -> None:

@@ -143,3 +143,24 @@ print(full - freed, full - machine.resident_bytes())
     by_itself, returned = map(int, run(code).split())
     assert by_itself < 50e6
     assert returned > 150e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is only let go of on Linux")
+def test_mapped_file_is_let_go_of_and_can_still_be_read(tmp_path: Path) -> None:
+    (tmp_path / "of weights").mkdir()
+    path = tmp_path / "of weights/network.bin"
+    path.write_bytes(b"1" * 200_000_000)
+    code = f"""
+import mmap
+from pathlib import Path
+from training import machine
+with open("{path}", "rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+ones = mapped[:].count(b"1")
+full = machine.resident_bytes()
+machine.release_mapped(Path("{path}"))
+print(full - machine.resident_bytes(), ones == mapped[:].count(b"1"))
+"""
+    released, same = run(code).split()
+    assert int(released) > 150e6
+    assert same == "True"
