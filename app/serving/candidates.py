@@ -85,6 +85,12 @@ def prepare(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> No
         openvino.quantise(network, probe.read(folder / probe.PROBE).pictures, target)
 
 
+def discard_blocks(place: Place) -> None:
+    """Remove what was converted for blocks and is not used."""
+    for suffix in (".xml", ".bin"):
+        _converted("winograd", place).with_suffix(suffix).unlink(missing_ok=True)
+
+
 def make(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> Engine:
     """Make an engine that was prepared before; it is not loaded yet."""
 

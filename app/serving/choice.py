@@ -178,15 +178,17 @@ class Engines:
         found, plain = self._try(request)
         if found.error or plain.error:
             log.info("%s: no blocks, because %s", folder, found.error or plain.error)
+            candidates.discard_blocks(place)
             return None
         slower = Curve(plain.seconds).estimate(BLOCK)
         least = math.ceil(BLOCK * found.seconds[BLOCK] / slower)
         used = least <= BLOCK and found.distance <= TOLERANCE
         log.info(
-            "%s in blocks of %d, in %d threads: %.1f ms by %s (%s) and %.1f ms by %s; %s",
+            "%s in blocks of %d, with %d of %d threads: %.1f ms by %s (%s) and %.1f ms by %s; %s",
             folder,
             BLOCK,
             request.place.threads,
+            place.threads,
             1000 * found.seconds[BLOCK],
             found.kind,
             _agreement(found),
@@ -194,7 +196,10 @@ class Engines:
             plain.kind,
             f"used from {least} pictures on" if used else "not used",
         )
-        return Blocks(kind=kind, seconds=found.seconds[BLOCK] / sharing, least=least) if used else None
+        if not used:
+            candidates.discard_blocks(place)
+            return None
+        return Blocks(kind=kind, seconds=found.seconds[BLOCK] / sharing, least=least)
 
     def _try(self, request: tryout.Request) -> tuple[Result, ...]:
         """Try engines in a process of their own, and those after one that crashes in another.

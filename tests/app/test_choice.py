@@ -68,10 +68,11 @@ def test_large_batches_are_computed_in_blocks(tmp_path: Path, caplog: pytest.Log
     engines = Engines("openvino-f32", "cpu", threads=2, max_batch=64, cache=tmp_path / "engines")
     with caplog.at_level("INFO"):
         found = engines.open(folder, manifest)
-    (told,) = [message for message in caplog.messages if "in blocks of 16, in 1 threads" in message]
+    (told,) = [message for message in caplog.messages if "in blocks of 16, with 1 of 2 threads" in message]
     (remembered,) = (tmp_path / "engines").glob("*/choice.json")
     blocks = Choice.model_validate_json(remembered.read_bytes()).blocks
     assert isinstance(found.halves, BlockEngine) == (blocks is not None) == ("used from" in told)
+    assert (remembered.parent / "winograd.bin").exists() == (blocks is not None)
     assert not isinstance(found.engine, BlockEngine)
     if blocks is not None:
         assert found.curve.batch == BLOCK
