@@ -62,23 +62,27 @@ def test_there_is_an_engine_for_two_batches_at_a_time(tmp_path: Path) -> None:
         assert bool(one_by_one.halves) == apart
 
 
-def test_large_batches_are_computed_in_blocks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_batches_are_computed_in_blocks(threads: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = artifacts.write(tmp_path, "cifar10", seed=1, architecture="resnet18", width=64)
     manifest = artifact.read_manifest(folder)
-    engines = Engines("openvino-f32", "cpu", threads=2, max_batch=64, cache=tmp_path / "engines")
+    engines = Engines("openvino-f32", "cpu", threads, max_batch=64, cache=tmp_path / "engines")
     with caplog.at_level("INFO"):
         found = engines.open(folder, manifest)
-    (told,) = [message for message in caplog.messages if "in blocks of 16, with 1 of 2 threads" in message]
+    (told,) = [message for message in caplog.messages if f"in blocks of 16, with 1 of {threads} threads" in message]
     (remembered,) = (tmp_path / "engines").glob("*/choice.json")
     blocks = Choice.model_validate_json(remembered.read_bytes()).blocks
-    assert isinstance(found.halves, BlockEngine) == (blocks is not None) == ("used from" in told)
-    assert (remembered.parent / "winograd.bin").exists() == (blocks is not None)
-    assert not isinstance(found.engine, BlockEngine)
+    assert (remembered.parent / "winograd.bin").exists() == (blocks is not None) == ("used from" in told)
+    assert bool(found.halves) == (threads == 2)
+    assert isinstance(found.engine, BlockEngine) == (blocks is not None and threads == 1)
+    large = found.halves or found.engine
+    assert isinstance(large, BlockEngine) == (blocks is not None)
     if blocks is not None:
         assert found.curve.batch == BLOCK
         assert found.curve.seconds[BLOCK] == blocks.seconds
-    again = engines.open(folder, manifest)
-    assert (again.curve, type(again.halves)) == (found.curve, type(found.halves))
+        pictures = np.stack([picture.decode(png(seed), artifacts.SIZE) for seed in range(20)])
+        assert np.allclose(large.predict(pictures), direct(folder, *map(png, range(20))), atol=1e-4)
+    assert engines.open(folder, manifest).curve == found.curve
 
 
 def test_small_networks_are_not_computed_in_blocks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
