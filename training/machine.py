@@ -123,7 +123,7 @@ def release_mapped(path: Path) -> None:
             continue
         start, end = (int(address, 16) for address in addresses.split("-"))
         if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED):
-            raise OSError(ctypes.get_errno(), "madvise")
+            log.warning("%s keeps its memory: madvise says %s", path, os.strerror(ctypes.get_errno()))
 
 
 def resident_bytes() -> int:

@@ -1,7 +1,7 @@
 """3x3 convolutions by Winograd's minimal filtering, F(2x2, 3x3): four pixels for 16 multiplications instead of 36.
 
 A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2016, https://arxiv.org/abs/1509.09308,
-section 4.1. Larger tiles save more multiplications, but are no faster here, and too coarse for bfloat16.
+section 4.1. Larger tiles save more multiplications, but were no faster (docs/performance.md).
 """
 
 from collections.abc import Sequence
