@@ -176,30 +176,20 @@ class Engines:
             seconds=_LIMIT_SECONDS,
         )
         found, plain = self._try(request)
-        if found.error or plain.error:
-            log.info("%s: no blocks, because %s", folder, found.error or plain.error)
-            candidates.discard_blocks(place)
-            return None
-        slower = Curve(plain.seconds).estimate(BLOCK)
-        least = math.ceil(BLOCK * found.seconds[BLOCK] / slower)
-        used = least <= BLOCK and found.distance <= TOLERANCE
+        blocks = _faster(kind, found, plain, sharing)
         log.info(
-            "%s in blocks of %d, with %d of %d threads: %.1f ms by %s (%s) and %.1f ms by %s; %s",
+            "%s in blocks of %d, with %d of %d threads: %s; %s; %s",
             folder,
             BLOCK,
             request.place.threads,
             place.threads,
-            1000 * found.seconds[BLOCK],
-            found.kind,
-            _agreement(found),
-            1000 * slower,
-            plain.kind,
-            f"used from {least} pictures on" if used else "not used",
+            _cost(found),
+            _cost(plain),
+            f"used from {blocks.least} pictures on" if blocks else "not used",
         )
-        if not used:
+        if blocks is None:
             candidates.discard_blocks(place)
-            return None
-        return Blocks(kind=kind, seconds=found.seconds[BLOCK] / sharing, least=least)
+        return blocks
 
     def _try(self, request: tryout.Request) -> tuple[Result, ...]:
         """Try engines in a process of their own, and those after one that crashes in another.
@@ -325,6 +315,20 @@ def _best(folder: Path, tried: Mapping[Kind, Result], strict: bool) -> Kind:
         reasons = "; ".join(f"{kind}: {result.error or _agreement(result)}" for kind, result in tried.items())
         raise ArtifactError(f"No engine can run {folder}. {reasons}")
     return max(right, key=lambda kind: Curve(able[kind].seconds).rate)
+
+
+def _faster(kind: BlockKind, found: Result, plain: Result, sharing: int) -> Blocks | None:
+    """Blocks, if they are faster than the same pictures in an ordinary batch, and right."""
+    if found.error or plain.error or found.distance > TOLERANCE:
+        return None
+    least = math.ceil(BLOCK * found.seconds[BLOCK] / Curve(plain.seconds).estimate(BLOCK))
+    return Blocks(kind=kind, seconds=found.seconds[BLOCK] / sharing, least=least) if least <= BLOCK else None
+
+
+def _cost(result: Result) -> str:
+    if result.error:
+        return f"{result.kind}: {result.error}"
+    return f"{1000 * Curve(result.seconds).estimate(BLOCK):.1f} ms by {result.kind}, {_agreement(result)}"
 
 
 def _agreement(result: Result) -> str:
