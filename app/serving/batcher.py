@@ -87,7 +87,7 @@ class Batcher:
         self._computing: list[int] = []  # pictures in each of the batches that are computed
         self._halving = False  # whether it is with half of the processors
         self._lock = Lock()  # guards these three together with what waits
-        self._undivided = min(curve.batch, curve.undivided) if halves and long else curve.batch
+        self._whole = curve.whole(divided=halves is not None and long)
         self._least, self._most = curve.within(_DEAR), curve.within(_CHEAP)
         self._worthwhile = self._least
         self._taken = 0  # pictures in the last batch
@@ -214,7 +214,7 @@ class Batcher:
         now = self._clock()
         # Halves that are alike keep their callers waiting alike.
         share = math.ceil((len(self._waiting) + sum(self._computing)) / sharing)
-        limit = min(share, self._curve.batch if sharing > 1 else self._undivided)
+        limit = min(share, self._curve.batch if sharing > 1 else self._whole)
         batch: list[_Request] = []
         late: list[_Request] = []
         earliest = math.inf

@@ -139,7 +139,7 @@ class Engines:
             halves = _make(choice, folder, manifest, half, large=True) if half else None
             for each in filter(None, (engine, halves)):
                 each.load()
-        engine.warm_up(min(curve.batch, curve.undivided) if halves and long else curve.batch)
+        engine.warm_up(curve.whole(divided=halves is not None and long))
         if halves:
             halves.warm_up(curve.batch)
         return Opened(engine, choice.kind, curve, halves, long)

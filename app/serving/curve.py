@@ -30,6 +30,10 @@ class Curve:
         """The smallest batch that is computed at nearly the highest rate."""
         return self.within(1 / _ENOUGH)
 
+    def whole(self, divided: bool) -> int:
+        """The largest batch that all threads compute together, if larger ones are `divided` or if none is."""
+        return min(self.batch, self.undivided) if divided else self.batch
+
     def within(self, factor: float) -> int:
         """The smallest batch whose pictures cost at most `factor` times what they do in the best one."""
         return min(size for size, seconds in self.seconds.items() if factor * size / seconds >= self.rate)

@@ -39,6 +39,14 @@ def test_batch_that_takes_long_is_worth_dividing(seconds: dict[int, float], size
     assert Curve(seconds).undivided == size - 1
 
 
+def test_all_threads_compute_what_is_not_divided() -> None:
+    curve = Curve({1: 0.001, 2: 0.002, 16: 0.012})
+    assert (curve.undivided, curve.batch) == (13, 16)
+    assert (curve.whole(divided=True), curve.whole(divided=False)) == (13, 16)
+    flat = Curve({1: 0.001, 2: 0.002})
+    assert (flat.whole(divided=True), flat.whole(divided=False)) == (1, 1)
+
+
 def test_every_size_is_measured_while_it_pays() -> None:
     assert list(curve.measure(lambda size: [0] * size, 1).seconds) == [1]
     calls: list[int] = []
