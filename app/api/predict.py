@@ -206,7 +206,8 @@ class _Work:
     async def _classify(self, upload: Upload, timing: Timing) -> Probabilities:
         decode = self.service.decoder.decode
         try:
-            pixels = await decode(upload.data, self.served.manifest.input_size, timing)
+            with self.served.batcher.coming:
+                pixels = await decode(upload.data, self.served.manifest.input_size, timing)
             if self.trial:
                 again = partial(decode, upload.data)
                 return await self.trial.predict(self.served, pixels, timing, again, self.deadline)

@@ -1,4 +1,4 @@
-"""Micro-batching without a timer: an idle engine takes what has arrived; while it is busy the next batch gathers."""
+"""Micro-batching: an idle engine takes what has arrived; while it is busy the next batch gathers."""
 
 import asyncio
 import logging
@@ -44,15 +44,36 @@ class _Request:
 Outcome = Probabilities | ServiceError
 
 
+class Coming:
+    """Counts the pictures that are being decoded: each of them enters for as long as that takes.
+
+    Args:
+        less: called when there is one less.
+    """
+
+    def __init__(self, less: Callable[[], None]) -> None:
+        self.count = 0
+        self._less = less
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+        self._less()
+
+
 class Batcher:
     """Gathers the pictures of many callers into batches, and gives each caller the row of its own picture.
 
     Belongs to the event loop in which it is made. The engine's threads take their batches themselves, so that a busy
     event loop keeps no engine waiting; only a batch so small that its pictures cost too much, or that is less than half
-    of what is in work, is put off until the event loop has looked at all that has arrived. A batch holds at most the
-    size at which the cost curve is flat; instead of one that takes long, two are computed side by side. A caller that
-    is cancelled before its picture is in a batch, or whose deadline cannot be met any more, costs no computation. A
-    batch that fails is halved until the picture that made it fail is alone; the others get their answers.
+    of what is in work, is put off until the event loop has looked at all that has arrived. While more pictures are
+    `coming`, such a batch waits for them, too, but nobody waits longer than the own picture took to decode: photos,
+    whose decoding takes the processors in any case, gather, and a small picture is computed at once. A batch holds at
+    most the size at which the cost curve is flat; instead of one that takes long, two are computed side by side. A
+    caller that is cancelled before its picture is in a batch, or whose deadline cannot be met any more, costs no
+    computation. A batch that fails is halved until the picture that made it fail is alone; the others get answers.
 
     Args:
         engine: loaded and warmed up.
@@ -62,6 +83,9 @@ class Batcher:
         halves: computes two batches at a time, each with half of the threads; without it one is computed at a time.
         long: whether its batches become so large that they are worth dividing; if not, they are only kept apart.
         clock: seconds, of the same origin as deadlines; the event loop's own unless given.
+
+    Attributes:
+        coming: entered while a picture is decoded for which `predict` will be called.
     """
 
     def __init__(
@@ -91,7 +115,9 @@ class Batcher:
         self._least, self._most = curve.within(_DEAR), curve.within(_CHEAP)
         self._worthwhile = self._least
         self._taken = 0  # pictures in the last batch
+        self.coming = Coming(self._look)
         self._waking = False  # whether the event loop is about to call `_wake`
+        self._alarm: asyncio.TimerHandle | None = None  # calls `_wake` when nobody waits for what is coming any more
         self._closing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -120,12 +146,11 @@ class Batcher:
         self._idle.clear()
         with self._lock:
             self._waiting.append(request)
-            starting = self._starting(self._worthwhile)
+            starting = self._starting(self._enough())
         if starting:
             self._start(starting)
-        elif not self._waking and (not self._awake or (self._apart and self._awake != _BOTH)):
-            self._waking = True
-            self._loop.call_soon(self._wake)
+        else:
+            self._look()
         return await request.answer
 
     async def close(self) -> None:
@@ -133,12 +158,29 @@ class Batcher:
         self._closing = True
         await self._idle.wait()
 
+    def _look(self) -> None:
+        """Have idle threads look for work when the event loop has looked at all that has arrived."""
+        if not self._waking and (not self._awake or (self._apart and self._awake != _BOTH)):
+            self._waking = True
+            self._loop.call_soon(self._wake)
+
+    def _enough(self) -> int:
+        """How many pictures are computed without waiting for more."""
+        if not self.coming.count:
+            return self._worthwhile
+        return min(max(self._share(), 1), self._most)
+
+    def _share(self, among: int = HALVES) -> int:
+        """Pictures of one of so many equal batches, rounded up, if all that are in work were divided."""
+        return math.ceil((len(self._waiting) + sum(self._computing) + self.coming.count) / among)
+
     def _starting(self, least: int) -> Set[Thread]:
         """Which threads begin with what waits, if it is `least` pictures or more; they are awake from now on."""
         if len(self._waiting) < least:
             return _NOBODY
         free = _BOTH - self._awake if self._divides() else _NOBODY if self._awake else _FIRST
-        starting = set(sorted(free)[: len(self._waiting)])
+        # What is coming is decoded meanwhile, which takes the other processors.
+        starting = set(sorted(free)[: 1 if self.coming.count else len(self._waiting)])
         self._awake |= starting
         return starting
 
@@ -181,7 +223,7 @@ class Batcher:
                     self._halving &= bool(self._computing)
         with self._lock:
             self._awake.remove(thread)
-            starting = self._starting(self._worthwhile)
+            starting = self._starting(self._enough())
         self._loop.call_soon_threadsafe(_settle, batch, outcomes)
         self._start(starting)
         if not starting:
@@ -197,13 +239,30 @@ class Batcher:
         self._taken = taken
 
     def _wake(self) -> None:
-        """Let idle threads begin with what waits, however little it is."""
+        """Let idle threads begin with what waits, however little it is, unless it waits for what is coming."""
         self._waking = False
+        if self._alarm:
+            self._alarm.cancel()
         with self._lock:
-            starting = self._starting(1)
+            patience = self._patience()
+            starting = self._starting(self._enough() if patience > 0 else 1)
         self._start(starting)
-        if not self._awake:
+        if self._awake:
+            return  # the thread has `_wake` called when it finds too little
+        if self._waiting:
+            self._alarm = self._loop.call_later(patience, self._wake)
+        else:
             self._idle.set()
+
+    def _patience(self) -> float:
+        """Seconds until somebody has waited for what is coming as long as the own picture took to decode.
+
+        A caller who has set a deadline does not wait.
+        """
+        if not self.coming.count or any(request.deadline < math.inf for request in self._waiting):
+            return 0
+        ends = (each.arrived + each.timing.queue + each.timing.decode for each in self._waiting)
+        return min(ends, default=0) - perf_counter()
 
     def _take(self, sharing: int) -> tuple[list[_Request], list[_Request]]:
         """The next batch, and the requests before it whose deadlines cannot be met.
@@ -213,8 +272,7 @@ class Batcher:
         """
         now = self._clock()
         # Halves that are alike keep their callers waiting alike.
-        share = math.ceil((len(self._waiting) + sum(self._computing)) / sharing)
-        limit = min(share, self._curve.batch if sharing > 1 else self._whole)
+        limit = min(self._share(sharing), self._curve.batch if sharing > 1 else self._whole)
         batch: list[_Request] = []
         late: list[_Request] = []
         earliest = math.inf

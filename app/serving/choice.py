@@ -37,7 +37,10 @@ log = logging.getLogger(__name__)
 # in integers a sum is now and then rounded to another level: up to 0.013 on 64 training pictures with three networks.
 TOLERANCE = 0.02
 
-_FORMAT = 6  # of what is remembered: raise it whenever its meaning or the measuring changes
+# Blocks are used if they take at most this share of the time: they cost the memory of another compiled network.
+_WORTHWHILE = 0.9
+
+_FORMAT = 7  # of what is remembered: raise it whenever its meaning or the measuring changes
 _LIMIT_SECONDS = 60  # of one process that tries engines
 _LIBRARIES = ("torch", "openvino", "nncf")
 
@@ -45,8 +48,8 @@ _LIBRARIES = ("torch", "openvino", "nncf")
 class Blocks(BaseModel):
     """A faster way to compute large batches, in blocks.
 
-    `seconds` is what a block takes with all threads, or half of what it takes with half of them, and `least` from how
-    many pictures on an incomplete one is faster.
+    `seconds` is what a block takes with all threads: what an ordinary batch as large takes, made less in the proportion
+    of the two with the threads that compute a block. `least` is from how many pictures on an incomplete one is faster.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -176,7 +179,7 @@ class Engines:
             seconds=_LIMIT_SECONDS,
         )
         found, plain = self._try(request)
-        blocks = _faster(kind, found, plain, sharing)
+        blocks = _faster(kind, found, plain, choice.curve)
         log.info(
             "%s in blocks of %d, with %d of %d threads: %s; %s; %s",
             folder,
@@ -317,12 +320,16 @@ def _best(folder: Path, tried: Mapping[Kind, Result], strict: bool) -> Kind:
     return max(right, key=lambda kind: Curve(able[kind].seconds).rate)
 
 
-def _faster(kind: BlockKind, found: Result, plain: Result, sharing: int) -> Blocks | None:
-    """Blocks, if they are faster than the same pictures in an ordinary batch, and right."""
+def _faster(kind: BlockKind, found: Result, plain: Result, curve: Curve) -> Blocks | None:
+    """Blocks, if they are right, and enough faster than the same pictures in an ordinary batch, of the given curve."""
     if found.error or plain.error or found.distance > TOLERANCE:
         return None
-    least = math.ceil(BLOCK * found.seconds[BLOCK] / Curve(plain.seconds).estimate(BLOCK))
-    return Blocks(kind=kind, seconds=found.seconds[BLOCK] / sharing, least=least) if least <= BLOCK else None
+    # Both were timed just after each other: their proportion holds on a machine that was faster or slower before.
+    share = found.seconds[BLOCK] / Curve(plain.seconds).estimate(BLOCK)
+    seconds = share * curve.estimate(BLOCK)
+    if share > _WORTHWHILE or curve.rate > BLOCK / seconds:
+        return None
+    return Blocks(kind=kind, seconds=seconds, least=math.ceil(BLOCK * share))
 
 
 def _cost(result: Result) -> str:

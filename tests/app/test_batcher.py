@@ -20,6 +20,7 @@ from app.serving.curve import Curve
 from app.serving.engine import Pixels, Probabilities
 from app.serving.fake import FakeEngine
 from app.serving.turns import Turns
+from app.telemetry import Timing
 
 Outcome = Probabilities | BaseException
 
@@ -45,8 +46,9 @@ def drive(engine: FakeEngine, max_batch: int, scenario: Callable[[Batcher], Awai
     asyncio.run(run())
 
 
-def ask(batcher: Batcher, identity: int, deadline: float = math.inf) -> asyncio.Task[Probabilities]:
-    return asyncio.create_task(batcher.predict(FakeEngine.picture(identity), deadline=deadline))
+def ask(batcher: Batcher, identity: int, deadline: float = math.inf, decode: float = 0) -> asyncio.Task[Probabilities]:
+    picture = FakeEngine.picture(identity)
+    return asyncio.create_task(batcher.predict(picture, Timing(decode=decode), deadline))
 
 
 async def arrival(engine: FakeEngine) -> None:
@@ -170,11 +172,15 @@ def test_batch_begins_before_all_was_looked_at_with_half_of_what_is_in_work(call
     assert begun == expected
 
 
+LONG = 60.0  # longer than a test takes
+
 moves = st.lists(
     st.one_of(
         st.tuples(st.just("ask"), st.one_of(st.just(math.inf), st.floats(0, 30))),  # for an answer within so long
         st.tuples(st.just("step"), st.floats(0, 4)),  # the next batch, and how long it took
         st.tuples(st.just("leave"), st.floats(0, 1)),  # which of the callers so far
+        st.tuples(st.just("decode"), st.just(0.0)),
+        st.tuples(st.just("decoded"), st.sampled_from([0.0, LONG])),  # how long it took
     ),
     max_size=60,
 )
@@ -188,11 +194,20 @@ async def play(batcher: Batcher, steps: Steps, moves: list[tuple[str, float]]) -
         if move == "ask":
             deadlines.append(steps.now + value)
             callers.append(ask(batcher, len(callers), deadlines[-1]))
+        elif move == "decode":
+            batcher.coming.__enter__()
+        elif move == "decoded":
+            if batcher.coming.count:
+                batcher.coming.__exit__()
+                deadlines.append(math.inf)
+                callers.append(ask(batcher, len(callers), decode=value))
         elif move == "step":
             await steps.step()
             steps.now += value
         elif callers:
             callers[int(value * (len(callers) - 1))].cancel()
+    while batcher.coming.count:  # damaged pictures
+        batcher.coming.__exit__()
     while await steps.step():
         steps.now += 1
     await batcher.close()
@@ -234,6 +249,58 @@ def test_order_and_deadlines_are_kept(moves: list[tuple[str, float]], largest: i
         elif not isinstance(outcome, asyncio.CancelledError):
             assert not isinstance(outcome, BaseException)
             assert outcome.tolist() == [identity]
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_photos_wait_for_half_of_those_in_work(divided: bool) -> None:
+    whole, halves, steps = FakeEngine(), FakeEngine(), Steps()
+    engine = halves if divided else whole
+
+    async def scenario() -> None:
+        batcher = Batcher(whole, Curve({1: 1, 16: 1}), Turns(steps, steps), halves=halves if divided else None)
+        for _ in range(8):
+            batcher.coming.__enter__()
+        callers = []
+        for identity in range(4):
+            assert engine.batches == []
+            batcher.coming.__exit__()
+            callers.append(ask(batcher, identity, decode=LONG))
+            await steps.step()
+        assert engine.batches == [[0, 1, 2, 3]]
+        for _ in range(4):
+            batcher.coming.__exit__()
+        await asyncio.gather(*callers)
+        await batcher.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("decode", "deadline"), [(0, math.inf), (0.02, math.inf), (LONG, 1e12)], ids=["small", "patient", "hurried"]
+)
+def test_nobody_waits_for_others_longer_than_the_own_picture_took(decode: float, deadline: float) -> None:
+    engine = FakeEngine()
+
+    async def scenario(batcher: Batcher) -> None:
+        with batcher.coming, batcher.coming, batcher.coming:
+            await ask(batcher, 0, deadline, decode)
+
+    drive(engine, 16, scenario)
+    assert engine.batches == [[0]]
+
+
+def test_nobody_waits_for_a_picture_that_turns_out_to_be_damaged() -> None:
+    engine = FakeEngine()
+
+    async def scenario(batcher: Batcher) -> None:
+        with batcher.coming, batcher.coming:
+            photo = ask(batcher, 0, decode=LONG)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await photo
+
+    drive(engine, 16, scenario)
+    assert engine.batches == [[0]]
 
 
 SLOW = Curve({1: 0.011, 8: 0.011})  # a batch of 8 is worth dividing
