@@ -179,7 +179,6 @@ class Batcher:
         if len(self._waiting) < least:
             return _NOBODY
         free = _BOTH - self._awake if self._divides() else _NOBODY if self._awake else _FIRST
-        # What is coming is decoded meanwhile, which takes the other processors.
         starting = set(sorted(free)[: 1 if self.coming.count else len(self._waiting)])
         self._awake |= starting
         return starting
@@ -190,11 +189,14 @@ class Batcher:
         return self._halves is not None and self._turns.apart
 
     def _divides(self) -> bool:
-        """Whether what waits is computed in halves: fewer pictures are enough once there is one, so that it lasts."""
+        """Whether what waits is computed in halves: fewer pictures are enough once there is one, so that it lasts.
+
+        While pictures are decoded, which takes the other processors, all batches are.
+        """
         if self._apart:
             return True
         work = len(self._waiting) * (HALVES if self._halving else 1)
-        return self._halves is not None and self._long and work > self._curve.undivided
+        return self._halves is not None and self._long and (self.coming.count > 0 or work > self._curve.undivided)
 
     def _start(self, threads: Set[Thread]) -> None:
         for thread in threads:

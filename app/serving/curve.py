@@ -1,6 +1,7 @@
 """The cost curve of an engine: what a batch costs, measured, and which batch size to use."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ _ENOUGH = 0.97
 _LEAST_RUNS, _MOST_RUNS = 2, 20
 _SECONDS = 0.5  # for runs above the least
 
-# Seconds from which a batch is worth dividing: what the second half costs in Python then hardly counts.
-_LONG = 0.01
+# Seconds from which a batch is worth dividing, and that a picture in it has to cost, about as much as in Python: with
+# cheaper pictures the event loop is busy all the time, and two batches compete with it for two processors.
+_LONG, _DEAR = 0.01, 0.0003
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Curve:
         Those are no faster by themselves, but neither waits for the other: whatever takes a processor from one thread
         of a batch (the event loop, another program) keeps all its threads waiting at the end of each layer.
         """
+        if self.rate * _DEAR > 1:
+            return sys.maxsize
         return max(1, math.ceil(_LONG * self.rate) - 1)
 
     def estimate(self, size: int) -> float:

@@ -39,6 +39,11 @@ def test_batch_that_takes_long_is_worth_dividing(seconds: dict[int, float], size
     assert Curve(seconds).undivided == size - 1
 
 
+def test_batch_of_pictures_that_cost_little_is_not_divided_however_long_it_takes() -> None:
+    assert Curve({1: 0.001, 64: 0.0128}).undivided > 1e9
+    assert Curve({1: 0.001, 64: 0.0256}).undivided == 24
+
+
 def test_all_threads_compute_what_is_not_divided() -> None:
     curve = Curve({1: 0.001, 2: 0.002, 16: 0.012})
     assert (curve.undivided, curve.batch) == (13, 16)
