@@ -173,15 +173,17 @@ class Engines:
         request = tryout.Request(
             folder=folder,
             place=place.model_copy(update={"threads": place.threads // sharing}),
-            # Twice, in turns: a machine that was slower for a second decides nothing.
-            kinds=(kind, choice.kind) * 2,
+            kinds=(kind, choice.kind),
             max_batch=BLOCK,
             tolerance=TOLERANCE,
             seconds=_LIMIT_SECONDS,
         )
-        tried = self._try(request)
-        found, plain = map(_quicker, tried[:2], tried[2:])
+        found, plain = self._try(request)
         blocks = _faster(kind, found, plain, choice.curve)
+        if not blocks and not found.error:
+            # Once more: a machine that was slower for a second rules nothing out.
+            found, plain = map(_quicker, (found, plain), self._try(request))
+            blocks = _faster(kind, found, plain, choice.curve)
         log.info(
             "%s in blocks of %d, with %d of %d threads: %s; %s; %s",
             folder,
