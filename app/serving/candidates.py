@@ -1,18 +1,23 @@
 """The kinds of engines that there are, and which of them a machine can run."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from app.serving import openvino, winograd
-from app.serving.blocks import BLOCK
 from app.serving.engine import AnyKind, BlockKind, Engine, Kind
 from app.serving.openvino import OpenVinoEngine, Precision
 from app.serving.turns import HALVES
 from training import machine, probe
 from training.artifact import SCRIPT, Manifest
 from training.errors import ArtifactError
+
+# Pictures in a block, as many bytes in either format: half as many, or twice, cost up to a tenth more each
+# (docs/performance.md).
+BLOCK: Mapping[BlockKind, int] = MappingProxyType({"openvino-bf16-winograd": 16, "openvino-f32-winograd": 8})
 
 
 class Place(BaseModel):
@@ -74,8 +79,10 @@ def prepare(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> No
     network = _converted("f32", place)
     if not network.exists():
         openvino.convert(folder / SCRIPT, manifest.input_size, network)
-    if kind.endswith("-winograd") and not (target := _converted("winograd", place)).exists():
-        winograd.convert(network, BLOCK, target)
+    match kind:
+        case "openvino-bf16-winograd" | "openvino-f32-winograd":
+            if not (target := _converted("winograd", place)).exists():
+                winograd.convert(network, BLOCK[kind], target, exact=kind == "openvino-f32-winograd")
     if kind == "openvino-int8" and not (target := _integers(manifest, place)).exists():
         if probe.PROBE not in manifest.files:
             raise ArtifactError(
@@ -105,9 +112,9 @@ def make(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> Engin
         case "openvino-int8":
             return of_openvino(_integers(manifest, place), "int8")
         case "openvino-bf16-winograd":
-            return of_openvino(_converted("winograd", place), "bf16", BLOCK)
+            return of_openvino(_converted("winograd", place), "bf16", BLOCK[kind])
         case "openvino-f32-winograd":
-            return of_openvino(_converted("winograd", place), "f32", BLOCK)
+            return of_openvino(_converted("winograd", place), "f32", BLOCK[kind])
     return _torchscript(kind, folder, manifest, place)
 
 

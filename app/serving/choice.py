@@ -4,26 +4,23 @@ import fcntl
 import hashlib
 import json
 import logging
-import math
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from threading import Timer
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.serving import candidates, tryout
-from app.serving.blocks import BLOCK, BlockEngine
+from app.serving.blocks import BlockEngine, Blocks, faster
 from app.serving.candidates import Place
 from app.serving.curve import Curve
-from app.serving.engine import AnyKind, BlockKind, Engine, Kind
-from app.serving.tryout import Result, Started
+from app.serving.engine import BlockKind, Engine, Kind
+from app.serving.processes import LIMIT_SECONDS, Processes
+from app.serving.tryout import Result
 from app.serving.turns import HALVES
 from training import machine, probe
 from training.artifact import SCRIPT, Manifest
@@ -37,26 +34,8 @@ log = logging.getLogger(__name__)
 # in integers a sum is now and then rounded to another level: up to 0.013 on 64 training pictures with three networks.
 TOLERANCE = 0.02
 
-# Blocks are used if they take at most this share of the time: they cost the memory of another compiled network.
-_WORTHWHILE = 0.95
-
-_FORMAT = 9  # of what is remembered: raise it whenever its meaning or the measuring changes
-_LIMIT_SECONDS = 60  # of one process that tries engines
+_FORMAT = 10  # of what is remembered: raise it whenever its meaning or the measuring changes
 _LIBRARIES = ("torch", "openvino", "nncf")
-
-
-class Blocks(BaseModel):
-    """A faster way to compute large batches, in blocks.
-
-    `seconds` is what a block takes with all threads: what an ordinary batch as large takes, made less in the proportion
-    of the two with the threads that compute a block. `least` is from how many pictures on an incomplete one is faster.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    kind: BlockKind
-    seconds: float
-    least: int
 
 
 class Choice(BaseModel):
@@ -71,11 +50,8 @@ class Choice(BaseModel):
     @property
     def curve(self) -> Curve:
         """The cost curve of the engine that was chosen, and of its blocks."""
-        seconds = next(result.seconds for result in self.tried if result.kind == self.kind)
-        if self.blocks is None:
-            return Curve(seconds)
-        small = {size: taken for size, taken in seconds.items() if size < BLOCK}
-        return Curve({**small, BLOCK: self.blocks.seconds})
+        plain = Curve(next(result.seconds for result in self.tried if result.kind == self.kind))
+        return self.blocks.applied(plain) if self.blocks else plain
 
 
 @dataclass(frozen=True)
@@ -154,7 +130,7 @@ class Engines:
                 "%s brings no probe pictures, so its engines are compared on noise. Versions exported from now on do.",
                 folder,
             )
-        tried = self._try(
+        tried = self._processes.try_out(
             tryout.Request(folder=folder, place=place, kinds=kinds, max_batch=self._max_batch, tolerance=TOLERANCE)
         )
         best = _best(folder, dict(zip(kinds, tried, strict=True)), strict=self._wanted == "auto")
@@ -167,58 +143,37 @@ class Engines:
     def _blocks(self, folder: Path, choice: Choice, place: Place) -> Blocks | None:
         """Try whether large batches are faster in blocks, each with the threads that compute one then."""
         kind = candidates.of_blocks(choice.kind)
-        if not kind or self._max_batch < max(BLOCK, choice.curve.undivided + 1):
+        if not kind or self._max_batch < max(size := candidates.BLOCK[kind], choice.curve.undivided + 1):
             return None
         sharing = HALVES if candidates.halved(choice.kind, place) else 1
         request = tryout.Request(
             folder=folder,
             place=place.model_copy(update={"threads": place.threads // sharing}),
             kinds=(kind, choice.kind),
-            max_batch=BLOCK,
+            max_batch=size,
             tolerance=TOLERANCE,
-            seconds=_LIMIT_SECONDS,
+            seconds=LIMIT_SECONDS,
         )
-        found, plain = self._try(request)
+        found, plain = self._processes.try_out(request)
         blocks = _faster(kind, found, plain, choice.curve)
         if not blocks and not found.error:
             # Once more: a machine that was slower for a second rules nothing out.
-            found, plain = map(_quicker, (found, plain), self._try(request))
+            again = self._processes.try_out(request)
+            found, plain = found.at_best(again[0]), plain.at_best(again[1])
             blocks = _faster(kind, found, plain, choice.curve)
         log.info(
             "%s in blocks of %d, with %d of %d threads: %s; %s; %s",
             folder,
-            BLOCK,
+            size,
             request.place.threads,
             place.threads,
-            _cost(found),
-            _cost(plain),
+            _cost(found, size),
+            _cost(plain, size),
             f"used from {blocks.least} pictures on" if blocks else "not used",
         )
         if blocks is None:
             candidates.discard_blocks(place)
         return blocks
-
-    def _try(self, request: tryout.Request) -> tuple[Result, ...]:
-        """Try engines in a process of their own, and those after one that crashes in another.
-
-        A single one of torch's, which this process runs on in any case, is tried in this process.
-        """
-        if len(request.kinds) == 1 and request.kinds[0].startswith("torchscript"):
-            return tuple(line for line in tryout.run(request) if isinstance(line, Result))
-        results: list[Result] = []
-        left = request.kinds
-        while left:
-            # By name and not by import, so that the process begins without anything of this one.
-            command = [
-                sys.executable,
-                "-m",
-                tryout.__name__,
-                request.model_copy(update={"kinds": left}).model_dump_json(),
-            ]
-            found = self._processes.run(command)
-            results += found
-            left = left[len(found) :]
-        return tuple(results)
 
     @contextmanager
     def _folder(self, manifest: Manifest) -> Iterator[Path]:
@@ -244,7 +199,8 @@ def _make(choice: Choice, folder: Path, manifest: Manifest, place: Place, large:
     engine = candidates.make(choice.kind, folder, manifest, place)
     if not large or choice.blocks is None:
         return engine
-    return BlockEngine(candidates.make(choice.blocks.kind, folder, manifest, place), engine, choice.blocks.least)
+    blocks = candidates.make(choice.blocks.kind, folder, manifest, place)
+    return BlockEngine(blocks, engine, choice.blocks.size, choice.blocks.least)
 
 
 @contextmanager
@@ -263,58 +219,6 @@ def _writable(cache: Path | None, name: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-class Processes:
-    """The processes that try engines, so that they can be ended from another thread."""
-
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen[str]] = set()
-        self._closed = False
-
-    def close(self) -> None:
-        """End the processes that run, and let no other begin."""
-        self._closed = True
-        for process in list(self._running):
-            process.kill()
-
-    def run(self, command: Sequence[str]) -> list[Result]:
-        """Run one that tries engines; the engine that it was trying when it crashed gets the reason as its error.
-
-        Raises:
-            ArtifactError: it ended before it began with an engine, or `close` was called.
-        """
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
-            self._running.add(process)
-            timer = Timer(_LIMIT_SECONDS, process.kill)
-            timer.start()
-            if self._closed:
-                process.kill()
-            out, complaints = process.communicate()
-            timer.cancel()
-            self._running.discard(process)
-        if self._closed:
-            raise ArtifactError("The service is shutting down: no engine is chosen any more.")
-        results, begun = _read(out)
-        if process.returncode == 0:
-            return results
-        if begun is None:
-            raise ArtifactError(f"Engines cannot be tried: {complaints.strip()[-1000:] or process.returncode}")
-        reason = f"the process that tried it ended with {process.returncode}: {complaints.strip()[-300:]}"
-        return [*results, Result(kind=begun, error=reason)]
-
-
-def _read(out: str) -> tuple[list[Result], AnyKind | None]:
-    """What came of the engines, and the one that was begun and came to nothing."""
-    results: list[Result] = []
-    begun: AnyKind | None = None
-    for line in map(tryout.Line.validate_json, out.splitlines()):
-        if isinstance(line, Started):
-            begun = line.started
-        else:
-            results.append(line)
-            begun = None
-    return results, begun
-
-
 def _best(folder: Path, tried: Mapping[Kind, Result], strict: bool) -> Kind:
     able = {kind: result for kind, result in tried.items() if not result.error}
     right = [kind for kind, result in able.items() if result.distance <= TOLERANCE or not strict]
@@ -324,32 +228,15 @@ def _best(folder: Path, tried: Mapping[Kind, Result], strict: bool) -> Kind:
     return max(right, key=lambda kind: Curve(able[kind].seconds).rate)
 
 
-def _quicker(first: Result, again: Result) -> Result:
-    """Of two tries of one engine, the one that failed, or what each batch took at best."""
-    if first.error or again.error:
-        return first if first.error else again
-    sizes = first.seconds.keys() | again.seconds.keys()
-    tries = (first.seconds, again.seconds)
-    seconds = {size: min(tried[size] for tried in tries if size in tried) for size in sorted(sizes)}
-    return first.model_copy(update={"seconds": seconds})
-
-
 def _faster(kind: BlockKind, found: Result, plain: Result, curve: Curve) -> Blocks | None:
-    """Blocks, if they are right, and enough faster than the same pictures in an ordinary batch, of the given curve."""
-    if found.error or plain.error or found.distance > TOLERANCE:
-        return None
-    # Both were timed just after each other: their proportion holds on a machine that was faster or slower before.
-    share = found.seconds[BLOCK] / Curve(plain.seconds).estimate(BLOCK)
-    seconds = share * curve.estimate(BLOCK)
-    if share > _WORTHWHILE or curve.rate > BLOCK / seconds:
-        return None
-    return Blocks(kind=kind, seconds=seconds, least=math.ceil(BLOCK * share))
+    right = not found.error and not plain.error and found.distance <= TOLERANCE
+    return faster(kind, found, plain, curve) if right else None
 
 
-def _cost(result: Result) -> str:
+def _cost(result: Result, size: int) -> str:
     if result.error:
         return f"{result.kind}: {result.error}"
-    return f"{1000 * Curve(result.seconds).estimate(BLOCK):.1f} ms by {result.kind}, {_agreement(result)}"
+    return f"{1000 * Curve(result.seconds).estimate(size):.1f} ms by {result.kind}, {_agreement(result)}"
 
 
 def _agreement(result: Result) -> str:

@@ -60,6 +60,15 @@ class Result(BaseModel):
     same_label: float = 0
     seconds: dict[int, float] = {}
 
+    def at_best(self, again: "Result") -> "Result":
+        """Of two tries of the engine the one that failed, or what each batch took at best."""
+        if self.error or again.error:
+            return self if self.error else again
+        least = self.seconds | {
+            size: min(taken, self.seconds.get(size, taken)) for size, taken in again.seconds.items()
+        }
+        return self.model_copy(update={"seconds": dict(sorted(least.items()))})
+
 
 Line: TypeAdapter[Started | Result] = TypeAdapter(Started | Result)
 

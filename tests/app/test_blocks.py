@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from app.serving.blocks import BLOCK, BlockEngine
+from app.serving.blocks import BlockEngine, Blocks, faster
+from app.serving.curve import Curve
+from app.serving.engine import AnyKind
 from app.serving.fake import FakeEngine
+from app.serving.tryout import Result
 
 
 @pytest.mark.parametrize(
@@ -21,14 +24,14 @@ from app.serving.fake import FakeEngine
 )
 def test_blocks_and_the_rest_are_answered_in_their_order(count: int, blocks: list[int], rest: list[int]) -> None:
     block, other = FakeEngine(), FakeEngine()
-    engine = BlockEngine(block, other, least=12)
+    engine = BlockEngine(block, other, size=16, least=12)
     rows = engine.predict(np.stack([FakeEngine.picture(identity) for identity in range(count)]))
     assert rows[:, 0].tolist() == [*range(count)]
     assert [len(batch) for batch in block.batches] == blocks
     assert [len(batch) for batch in other.batches] == rest
 
 
-@pytest.mark.parametrize(("largest", "warmed"), [(BLOCK, (BLOCK, 11)), (4, (4, 4))])
+@pytest.mark.parametrize(("largest", "warmed"), [(16, (16, 11)), (4, (4, 4))])
 def test_each_is_warmed_up_for_what_it_computes(largest: int, warmed: tuple[int, int]) -> None:
     found: list[int] = []
 
@@ -36,5 +39,25 @@ def test_each_is_warmed_up_for_what_it_computes(largest: int, warmed: tuple[int,
         def warm_up(self, max_batch: int) -> None:
             found.append(max_batch)
 
-    BlockEngine(Noting(), Noting(), least=12).warm_up(largest)
+    BlockEngine(Noting(), Noting(), size=16, least=12).warm_up(largest)
     assert tuple(found) == warmed
+
+
+def tried(kind: AnyKind, **seconds: float) -> Result:
+    return Result(kind=kind, seconds={int(size.removeprefix("of_")): taken for size, taken in seconds.items()})
+
+
+def test_blocks_are_used_where_they_save_enough() -> None:
+    curve = Curve({1: 0.01, 8: 0.08, 16: 0.16})  # a busier minute than the one in which the two were timed
+    plain = tried("openvino-f32", of_1=0.005, of_8=0.04)
+    quick, slow = (tried("openvino-f32-winograd", of_8=taken) for taken in (0.02, 0.039))
+    blocks = faster("openvino-f32-winograd", quick, plain, curve)
+    assert blocks == Blocks(kind="openvino-f32-winograd", seconds=0.04, least=4)
+    assert blocks.applied(curve).seconds == {1: 0.01, 8: 0.04}
+    assert faster("openvino-f32-winograd", slow, plain, curve) is None
+
+
+def test_blocks_are_not_used_where_larger_batches_are_faster() -> None:
+    curve = Curve({1: 0.01, 8: 0.08, 64: 0.3})
+    found, plain = tried("openvino-f32-winograd", of_8=0.03), tried("openvino-f32", of_1=0.005, of_8=0.04)
+    assert faster("openvino-f32-winograd", found, plain, curve) is None

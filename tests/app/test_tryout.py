@@ -27,3 +27,11 @@ def test_engine_that_fails_costs_only_itself(folder: Path, tmp_path: Path) -> No
     assert (found.kind, found.error, found.same_label) == ("torchscript-f32", None, 1.0)
     assert found.distance < 0.001
     assert set(found.seconds) == {1, 2}
+
+
+def test_of_two_tries_each_batch_counts_at_its_best() -> None:
+    first = Result(kind="openvino-f32", seconds={1: 0.1, 2: 0.3})
+    again = Result(kind="openvino-f32", seconds={1: 0.2, 2: 0.2, 4: 0.4})
+    assert first.at_best(again).seconds == {1: 0.1, 2: 0.2, 4: 0.4}
+    failed = Result(kind="openvino-f32", error="out of memory")
+    assert first.at_best(failed) == failed.at_best(first) == failed
