@@ -2,6 +2,9 @@
 
 import importlib
 import platform
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 from app.serving import openvino
 from app.serving.engine import Pixels
 from app.serving.openvino import OpenVinoEngine, Precision
+from tests.app import artifacts
 from tests.app.artifacts import NORMALISATION, SIZE
 from tests.app.pictures import direct, png
 from training import artifact, export, picture, probe, quantiser, resnet
@@ -108,3 +112,36 @@ def test_damaged_network_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_engine_that_was_not_loaded_says_so(network: Path, folder: Path) -> None:
     with pytest.raises(RuntimeError, match="not loaded"):
         OpenVinoEngine(network, artifact.read_manifest(folder), "f32", threads=1).predict(pictures(1))
+
+
+@pytest.mark.usefixtures("every_processor")
+def test_first_batches_of_two_threads_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    folder = artifacts.write(tmp_path, "cifar10", seed=1, architecture="resnet20", width=16)
+    network = tmp_path / "network.xml"
+    openvino.convert(folder / artifact.SCRIPT, SIZE, network)
+    program = (
+        "import sys; from pathlib import Path; from app.serving.openvino import OpenVinoEngine; "
+        "from training import artifact; sys.setswitchinterval(1e-6); "
+        f"engine = OpenVinoEngine(Path({str(network)!r}), artifact.read_manifest(Path({str(folder)!r})), 'f32', 2, 2); "
+        "engine.load(); engine.warm_up(1)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_network_of_one_size_is_compiled_once(network: Path, folder: Path, tmp_path: Path) -> None:
+    for suffix in (".xml", ".bin"):
+        shutil.copy(network.with_suffix(suffix), tmp_path)
+
+    def answers() -> Any:
+        engine = OpenVinoEngine(tmp_path / network.name, artifact.read_manifest(folder), "f32", threads=1, batch=4)
+        engine.load()
+        return engine.predict(pictures(3))
+
+    first = answers()
+    (kept,) = (tmp_path / "compiled").iterdir()
+    written = kept.stat().st_mtime_ns
+    assert kept.stat().st_size < (tmp_path / "network.bin").stat().st_size  # the weights are there once
+    assert np.array_equal(answers(), first)
+    assert kept.stat().st_mtime_ns == written
+    kept.write_bytes(b"damaged")
+    assert np.array_equal(answers(), first)
