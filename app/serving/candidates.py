@@ -17,7 +17,9 @@ from training.errors import ArtifactError
 
 # Pictures in a block, as many bytes in either format: half as many, or twice, cost up to a tenth more each
 # (docs/performance.md).
-BLOCK: Mapping[BlockKind, int] = MappingProxyType({"openvino-bf16-winograd": 16, "openvino-f32-winograd": 8})
+BLOCK: Mapping[BlockKind, int] = MappingProxyType(
+    {"openvino-bf16-winograd": 16, "openvino-f32-winograd": 8, "openvino-f32-winograd-large": 8}
+)
 
 
 class Place(BaseModel):
@@ -54,14 +56,14 @@ def possible(device: Literal["cpu", "cuda"], cpuinfo: Path = machine.CPUINFO) ->
     return tuple(kind for kind in kinds if openvino.available() or not kind.startswith("openvino"))
 
 
-def of_blocks(kind: Kind) -> BlockKind | None:
-    """The kind that computes the same network in blocks, with fewer multiplications, if there is one."""
+def of_blocks(kind: Kind) -> tuple[BlockKind, ...]:
+    """The kinds that compute the same network in blocks of one size, with fewer multiplications."""
     match kind:
         case "openvino-bf16":
-            return "openvino-bf16-winograd"
+            return ("openvino-bf16-winograd",)
         case "openvino-f32":
-            return "openvino-f32-winograd"
-    return None
+            return ("openvino-f32-winograd-large", "openvino-f32-winograd")
+    return ()
 
 
 def prepare(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> None:
@@ -80,9 +82,9 @@ def prepare(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> No
     if not network.exists():
         openvino.convert(folder / SCRIPT, manifest.input_size, network)
     match kind:
-        case "openvino-bf16-winograd" | "openvino-f32-winograd":
-            if not (target := _converted("winograd", place)).exists():
-                winograd.convert(network, BLOCK[kind], target, exact=kind == "openvino-f32-winograd")
+        case "openvino-bf16-winograd" | "openvino-f32-winograd" | "openvino-f32-winograd-large":
+            if not (target := _of_blocks(kind, place)).exists():
+                winograd.convert(network, BLOCK[kind], target, large=kind == "openvino-f32-winograd-large")
     if kind == "openvino-int8" and not (target := _integers(manifest, place)).exists():
         if probe.PROBE not in manifest.files:
             raise ArtifactError(
@@ -92,10 +94,10 @@ def prepare(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> No
         openvino.quantise(network, probe.read(folder / probe.PROBE).pictures, target)
 
 
-def discard_blocks(place: Place) -> None:
-    """Remove what was converted for blocks and is not used."""
+def discard_blocks(kind: BlockKind, place: Place) -> None:
+    """Remove what was converted for blocks that are not used."""
     for suffix in (".xml", ".bin"):
-        _converted("winograd", place).with_suffix(suffix).unlink(missing_ok=True)
+        _of_blocks(kind, place).with_suffix(suffix).unlink(missing_ok=True)
 
 
 def make(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> Engine:
@@ -112,9 +114,9 @@ def make(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> Engin
         case "openvino-int8":
             return of_openvino(_integers(manifest, place), "int8")
         case "openvino-bf16-winograd":
-            return of_openvino(_converted("winograd", place), "bf16", BLOCK[kind])
-        case "openvino-f32-winograd":
-            return of_openvino(_converted("winograd", place), "f32", BLOCK[kind])
+            return of_openvino(_of_blocks(kind, place), "bf16", BLOCK[kind])
+        case "openvino-f32-winograd" | "openvino-f32-winograd-large":
+            return of_openvino(_of_blocks(kind, place), "f32", BLOCK[kind])
     return _torchscript(kind, folder, manifest, place)
 
 
@@ -150,6 +152,10 @@ def _torchscript(
 def _integers(manifest: Manifest, place: Place) -> Path:
     """A network in 8-bit integers: what was converted, if it is in them already."""
     return _converted("int8" if manifest.quantisation is None else "f32", place)
+
+
+def _of_blocks(kind: BlockKind, place: Place) -> Path:
+    return _converted(kind.removeprefix("openvino-"), place)
 
 
 def _converted(name: str, place: Place) -> Path:

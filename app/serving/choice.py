@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 # in integers a sum is now and then rounded to another level: up to 0.013 on 64 training pictures with three networks.
 TOLERANCE = 0.02
 
-_FORMAT = 10  # of what is remembered: raise it whenever its meaning or the measuring changes
+_FORMAT = 11  # of what is remembered: raise it whenever its meaning or the measuring changes
 _LIBRARIES = ("torch", "openvino", "nncf")
 
 
@@ -142,37 +142,38 @@ class Engines:
 
     def _blocks(self, folder: Path, choice: Choice, place: Place) -> Blocks | None:
         """Try whether large batches are faster in blocks, each with the threads that compute one then."""
-        kind = candidates.of_blocks(choice.kind)
-        if not kind or self._max_batch < max(size := candidates.BLOCK[kind], choice.curve.undivided + 1):
+        kinds = candidates.of_blocks(choice.kind)
+        size = max((candidates.BLOCK[kind] for kind in kinds), default=0)
+        if not kinds or self._max_batch < max(size, choice.curve.undivided + 1):
             return None
         sharing = HALVES if candidates.halved(choice.kind, place) else 1
         request = tryout.Request(
             folder=folder,
             place=place.model_copy(update={"threads": place.threads // sharing}),
-            kinds=(kind, choice.kind),
+            kinds=(*kinds, choice.kind),
             max_batch=size,
             tolerance=TOLERANCE,
             seconds=LIMIT_SECONDS,
         )
-        found, plain = self._processes.try_out(request)
-        blocks = _faster(kind, found, plain, choice.curve)
-        if not blocks and not found.error:
+        tried = self._processes.try_out(request)
+        blocks = _fastest(kinds, tried, choice.curve)
+        if not blocks and not all(result.error for result in tried[:-1]):
             # Once more: a machine that was slower for a second rules nothing out.
             again = self._processes.try_out(request)
-            found, plain = found.at_best(again[0]), plain.at_best(again[1])
-            blocks = _faster(kind, found, plain, choice.curve)
+            tried = tuple(result.at_best(other) for result, other in zip(tried, again, strict=True))
+            blocks = _fastest(kinds, tried, choice.curve)
         log.info(
-            "%s in blocks of %d, with %d of %d threads: %s; %s; %s",
+            "%s in blocks of %d, with %d of %d threads: %s; %s",
             folder,
             size,
             request.place.threads,
             place.threads,
-            _cost(found, size),
-            _cost(plain, size),
-            f"used from {blocks.least} pictures on" if blocks else "not used",
+            "; ".join(_cost(result, size) for result in tried),
+            f"{blocks.kind} is used from {blocks.least} pictures on" if blocks else "not used",
         )
-        if blocks is None:
-            candidates.discard_blocks(place)
+        for kind in kinds:
+            if not blocks or kind != blocks.kind:
+                candidates.discard_blocks(kind, place)
         return blocks
 
     @contextmanager
@@ -228,9 +229,17 @@ def _best(folder: Path, tried: Mapping[Kind, Result], strict: bool) -> Kind:
     return max(right, key=lambda kind: Curve(able[kind].seconds).rate)
 
 
-def _faster(kind: BlockKind, found: Result, plain: Result, curve: Curve) -> Blocks | None:
-    right = not found.error and not plain.error and found.distance <= TOLERANCE
-    return faster(kind, found, plain, curve) if right else None
+def _fastest(kinds: Sequence[BlockKind], tried: Sequence[Result], curve: Curve) -> Blocks | None:
+    """The fastest blocks of those that were tried before the ordinary engine of the given curve."""
+    *of_blocks, plain = tried
+    if plain.error:
+        return None
+    found = [
+        faster(kind, result, plain, curve)
+        for kind, result in zip(kinds, of_blocks, strict=True)
+        if not result.error and result.distance <= TOLERANCE
+    ]
+    return min(filter(None, found), key=lambda blocks: blocks.seconds, default=None)
 
 
 def _cost(result: Result, size: int) -> str:

@@ -12,7 +12,8 @@ Probabilities = NDArray[np.float32]
 Kind = Literal[
     "openvino-bf16", "openvino-f32", "openvino-int8", "torchscript-bf16", "torchscript-f16", "torchscript-f32"
 ]
-BlockKind = Literal["openvino-bf16-winograd", "openvino-f32-winograd"]  # computes blocks, beside one of the others
+# Compute blocks, beside one of the others; the last one with larger tiles, see `winograd`.
+BlockKind = Literal["openvino-bf16-winograd", "openvino-f32-winograd", "openvino-f32-winograd-large"]
 AnyKind = Kind | BlockKind
 
 

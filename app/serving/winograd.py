@@ -77,14 +77,14 @@ _LARGE = Filtering(
 _LEAST_CHANNELS = 64
 
 
-def convert(source: Path, batch: int, target: Path, exact: bool) -> None:
+def convert(source: Path, batch: int, target: Path, large: bool) -> None:
     """Rewrite a converted network whose batches all have the same number of pictures.
 
     Args:
         source: of `openvino.convert`.
         batch: pictures in every batch; only then does OpenVINO fuse the sums that the transforms consist of.
         target: where the result goes.
-        exact: whether it will compute in float32; shorter formats stay with small tiles.
+        large: tiles of 4x4 pixels instead of 2x2 where a picture has several, for a network that computes in float32.
 
     Raises:
         ArtifactError: none of its convolutions is of the kind, or large enough.
@@ -95,8 +95,8 @@ def convert(source: Path, batch: int, target: Path, exact: bool) -> None:
         raise ArtifactError(f"{source} has no 3x3 convolution with {_LEAST_CHANNELS} channels or more.")
     for node in found:
         # Pictures of a single tile leave so little to each of the 36 products that reading their weights takes longer.
-        large = exact and min(_sides(node)) > _LARGE.step
-        node.output(0).replace(_filtered(node, _LARGE if large else _SMALL).output(0))
+        by = _LARGE if large and min(_sides(node)) > _LARGE.step else _SMALL
+        node.output(0).replace(_filtered(node, by).output(0))
     model.reshape([batch, *(dimension.get_length() for dimension in list(model.input().partial_shape)[1:])])
     openvino.save(model, target)
 
