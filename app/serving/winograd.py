@@ -21,10 +21,14 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Filtering:
-    """B^T, G and A^T of the paper: of input, filter and output of one line, pixels or filter taps by row.
+    """F(m x m, 3x3) by the matrices of the paper, for tiles of t = m + 2 pixels on each side.
 
-    `by_axis` says whether the input is transformed in one direction after the other: with many pixels in a tile that
-    takes fewer operations, with few it takes as many and stores more in between.
+    Attributes:
+        input: B^T, float32 [t, t].
+        filter: G, float32 [t, 3].
+        output: A^T, float32 [m, t].
+        by_axis: whether the input is transformed in one direction after the other, which takes fewer operations for
+            large tiles; for small ones it takes as many, and stores more in between.
     """
 
     input: Array
