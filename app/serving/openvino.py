@@ -63,14 +63,15 @@ class OpenVinoEngine:
             # Pinned threads of several processes, or of a container with a quota, would all sit on the same cores.
             "ENABLE_CPU_PINNING": "NO",
         }
-        if batch:
-            # Made for one size, it is compiled at once and not when a size is first seen, for seconds: what comes of it
-            # is kept, without the weights.
-            self._options |= {"CACHE_DIR": str(path.parent / "compiled"), "CACHE_MODE": "OPTIMIZE_SIZE"}
         if batch and precision == "f32":
-            # What OpenVINO makes of many sums otherwise is no faster, and takes 70 MB more in each instance of a
-            # ResNet-18.
-            self._options["SNIPPETS_MODE"] = "DISABLE"
+            # Made for one size, it is compiled at once and not when a size is first seen, for seconds: what comes of it
+            # is kept, without the weights. What OpenVINO makes of many sums otherwise is no faster, and takes 70 MB
+            # more in each instance of a ResNet-18.
+            self._options |= {
+                "CACHE_DIR": str(path.parent / "compiled"),
+                "CACHE_MODE": "OPTIMIZE_SIZE",
+                "SNIPPETS_MODE": "DISABLE",
+            }
         self._instances = instances
         self._batch = batch
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
