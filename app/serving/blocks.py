@@ -84,7 +84,7 @@ class BlockEngine:
         left = len(pictures) % self._size
         whole = len(pictures) - (left if left < self._least else 0)
         starts = range(0, whole, self._size)
-        parts = [self._blocks.predict(pictures[start : min(start + self._size, whole)]) for start in starts]
+        parts = [self._blocks.predict(pictures[start : start + self._size]) for start in starts]
         if whole < len(pictures):
             parts.append(self._rest.predict(pictures[whole:]))
         return np.concatenate(parts)

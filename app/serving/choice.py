@@ -143,8 +143,7 @@ class Engines:
     def _blocks(self, folder: Path, choice: Choice, place: Place) -> Blocks | None:
         """Try whether large batches are faster in blocks, each with the threads that compute one then."""
         kinds = candidates.of_blocks(choice.kind)
-        size = max((candidates.BLOCK[kind] for kind in kinds), default=0)
-        if not kinds or self._max_batch < max(size, choice.curve.undivided + 1):
+        if not kinds or self._max_batch < max(size := candidates.BLOCK[kinds[0]], choice.curve.undivided + 1):
             return None
         sharing = HALVES if candidates.halved(choice.kind, place) else 1
         request = tryout.Request(
