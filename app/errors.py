@@ -341,7 +341,7 @@ def install(app: FastAPI) -> None:
     for kind in EXPECTED:
         app.add_exception_handler(kind, _expected)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, unexpected)
+    app.add_exception_handler(Exception, _unexpected)
 
 
 def _problem(status: int, kind: str, title: str, detail: str) -> Problem:
@@ -361,8 +361,7 @@ async def _expected(_: Request, error: Exception) -> Response:
     return respond(error)
 
 
-async def unexpected(_: Request, __: Exception) -> Response:
-    """Answer a request that ended with an error that nobody foresaw."""
+async def _unexpected(_: Request, __: Exception) -> Response:
     # Starlette raises the error on after this, and the server logs it: it is not logged here a second time.
     return _response(_internal(), {})
 

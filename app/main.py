@@ -10,17 +10,17 @@ from typing import Literal
 
 from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
-from starlette.middleware.errors import ServerErrorMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from app import errors
 from app.access_log import ACCESS
 from app.api import canary, feedback, finetune, health, metrics, models, page, predict
 from app.connection import State
+from app.entrance import Entrance, is_prediction
 from app.feedback.recorder import Recorder
 from app.feedback.store import Store
 from app.jobs.queue import JobQueue
-from app.middleware import Admit, ApiKey, BodyLimit, Endpoint, Limit
+from app.middleware import ApiKey, BodyLimit, Keys, Limit
 from app.registry import Registry
 from app.service import Service
 from app.serving.admission import Admission
@@ -28,7 +28,6 @@ from app.serving.background import Background, shares_two_processors
 from app.serving.choice import Engines
 from app.serving.image import Decoder
 from app.settings import Settings
-from app.telemetry import Telemetry, is_prediction
 from training import machine
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,26 @@ _SWITCH_SECONDS = 0.0005
 _GARBAGE_OBJECTS = 20_000  # that were made and not freed since it was looked for last
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+class App(FastAPI):
+    """The application; requests for predictions have an entrance of their own.
+
+    The route of theirs is still there, for the OpenAPI document and for other methods at its path.
+
+    Attributes:
+        predictions: takes them.
+    """
+
+    predictions: Entrance
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if is_prediction(scope):
+            scope["app"] = self
+            await self.predictions(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def create_app(settings: Settings | None = None) -> App:
     """Make the application.
 
     Args:
@@ -103,7 +121,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 service.recorder.close()
             ACCESS.flush()  # a worker process is ended by the signal that stops it
 
-    app = _App(
+    app = App(
         title="Refit",
         description="Classifies pictures with the models in a folder of artifacts.",
         lifespan=lifespan,
@@ -129,36 +147,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-class _App(FastAPI):
-    """The application; requests for predictions go past the framework, whose layers cost more than they do.
-
-    The route of theirs is still there, for the OpenAPI document and for other methods at its path.
-
-    Attributes:
-        predictions: takes them.
-    """
-
-    predictions: ASGIApp
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if is_prediction(scope):
-            scope["app"] = self
-            await self.predictions(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
-
-
-def _add_layers(app: _App, settings: Settings, keys: Sequence[str]) -> None:
+def _add_layers(app: App, settings: Settings, keys: Sequence[str]) -> None:
     """Put around the routes what requests pass before them."""
     uploads = Limit(settings.max_upload_bytes, "APP_MAX_UPLOAD_MB")
     datasets = {"/finetune": Limit(settings.max_dataset_bytes, "APP_MAX_DATASET_MB")}
     app.add_middleware(BodyLimit, limit=uploads, exceptions=datasets)
-    layers: ASGIApp = Admit(BodyLimit(Endpoint(predict.predict), uploads, {}))
-    if keys:
-        app.add_middleware(ApiKey, keys=keys)
-        layers = ApiKey(layers, keys)
-    # Telemetry is outside of all that refuses requests: what is refused is counted too.
-    app.predictions = ServerErrorMiddleware(Telemetry(layers), errors.unexpected)
+    checked = Keys(keys) if keys else None
+    if checked:
+        app.add_middleware(ApiKey, keys=checked)
+    app.predictions = Entrance(predict.predict, uploads, checked)
 
 
 def _device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:

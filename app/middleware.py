@@ -1,22 +1,17 @@
-"""What every request passes before it is routed: the API key, admission, and the limit on its body."""
+"""What every request passes before it is routed: the API key, and the limit on its body."""
 
 import hmac
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import EXPECTED, BodyTooLargeError, OverloadedError, UnauthorizedError, respond
-from app.service import Service
-from app.serving.admission import Ticket
+from app.errors import BodyTooLargeError, UnauthorizedError, respond
 
 # The description of the API is that of every installation, and tells nothing of this one.
 _OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
 _OPEN_FOLDER = "/web/"
-_TICKET = "refit.ticket"
 
 
 @dataclass(frozen=True)
@@ -26,9 +21,43 @@ class Limit:
     max_bytes: int
     setting: str
 
+    def counted(self, scope: Scope, receive: Receive) -> Receive:
+        """What receives the body of a request, and raises BodyTooLargeError where it turns out to be larger.
+
+        Raises:
+            BodyTooLargeError: the request says that it is, before it is read.
+        """
+        if announced(scope) > self.max_bytes:
+            raise self._too_large()
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.max_bytes:
+                raise self._too_large()
+            return message
+
+        return counted
+
+    def _too_large(self) -> BodyTooLargeError:
+        return BodyTooLargeError(
+            f"The request body is larger than {self.max_bytes / 1e6:g} MB. Send fewer or smaller files, or have "
+            f"{self.setting} raised."
+        )
+
+
+def announced(scope: Scope) -> int:
+    """Bytes that the body of a request is said to have; 0 if nothing is said."""
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value)
+    return 0
+
 
 class BodyLimit:
-    """Refuses a body that says it is too large before it is read, and one that turns out to be while it is read.
+    """Refuses a body that is larger than its limit.
 
     Args:
         limit: holds for every address.
@@ -41,115 +70,58 @@ class BodyLimit:
         self.exceptions = exceptions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        limit = self.exceptions.get(scope["path"], self.limit)
-        if _announced(scope) > limit.max_bytes:
-            await respond(_too_large(limit))(scope, receive, send)
-            return
-        read = 0
-
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > limit.max_bytes:
-                raise _too_large(limit)
-            return message
-
-        await self.app(scope, counted, send)
+        if scope["type"] == "http":
+            try:
+                receive = self.exceptions.get(scope["path"], self.limit).counted(scope, receive)
+            except BodyTooLargeError as error:
+                await respond(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
-def _announced(scope: Scope) -> int:
-    """Bytes that the body is said to have; 0 if nothing is said."""
-    return int(next((value for name, value in scope["headers"] if name == b"content-length"), b"0"))
-
-
-def _too_large(limit: Limit) -> BodyTooLargeError:
-    return BodyTooLargeError(
-        f"The request body is larger than {limit.max_bytes / 1e6:g} MB. Send fewer or smaller files, or have "
-        f"{limit.setting} raised."
-    )
-
-
-class Admit:
-    """Lets a request for a prediction in, or refuses it before anything else is done for it.
-
-    Refusing is what an overloaded service does most often, and what that costs is taken from those that were let in.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service: Service = scope["app"].state.service
-        try:
-            ticket = service.admission.enter(_announced(scope))
-        except OverloadedError as error:
-            await respond(error)(scope, receive, send)
-            return
-        with ticket:
-            scope[_TICKET] = ticket
-            await self.app(scope, receive, send)
-
-
-def ticket_of(scope: Scope) -> Ticket:
-    """What a request for a prediction holds."""
-    found: Ticket = scope[_TICKET]
-    return found
-
-
-class Endpoint:
-    """An endpoint, called without a router and without what the framework wraps around routes.
+class Keys:
+    """The API keys, one of which a request has to carry.
 
     Args:
-        endpoint: makes the answer.
+        keys: in plain text.
     """
 
-    def __init__(self, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
-        self.endpoint = endpoint
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._keys = [key.encode() for key in keys]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            answer = await self.endpoint(Request(scope, receive))
-        except EXPECTED as error:
-            answer = respond(error)
-        await answer(scope, receive, send)
+    def check(self, scope: Scope) -> None:
+        """Take note in a request's scope which key it carries, from 1, for the audit log.
 
-
-class ApiKey:
-    """Lets only requests with one of the keys pass. The pages, and whether the service lives, are open to all.
-
-    Args:
-        keys: the keys, in plain text.
-    """
-
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
-        self.app = app
-        self.keys = [key.encode() for key in keys]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _open(scope["path"]):
-            await self.app(scope, receive, send)
-            return
-        number = self._number(Headers(scope=scope))
-        if number:
-            scope["api_key"] = number  # which key it was, for the audit log
-            await self.app(scope, receive, send)
-            return
-        error = UnauthorizedError(
-            "Send one of the service's API keys in the header 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
-        )
-        await respond(error)(scope, receive, send)
-
-    def _number(self, headers: Headers) -> int:
-        """Which of the keys the request carries, from 1; 0 is none of them."""
+        Raises:
+            UnauthorizedError: it carries none of them.
+        """
+        headers = Headers(scope=scope)
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         # Every key is compared, and in constant time: how long it takes tells nothing.
-        matches = [hmac.compare_digest(given.encode("latin-1"), key) for key in self.keys]
-        return matches.index(True) + 1 if any(matches) else 0
+        matches = [hmac.compare_digest(given.encode("latin-1"), key) for key in self._keys]
+        if not any(matches):
+            raise UnauthorizedError(
+                "Send one of the service's API keys in the header 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
+            )
+        scope["api_key"] = matches.index(True) + 1
+
+
+class ApiKey:
+    """Lets only requests with one of the keys pass. The pages, and whether the service lives, are open to all."""
+
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+        self.app = app
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _open(scope["path"]):
+            try:
+                self.keys.check(scope)
+            except UnauthorizedError as error:
+                await respond(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 def _open(path: str) -> bool:

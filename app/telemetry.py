@@ -5,17 +5,18 @@ Labels are names and versions of models that were loaded, statuses, and stages: 
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import TracebackType
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Scope
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # where several processes share their figures, by prometheus_client's own name
 
-_PATH = "/predict"
 _SCOPE = "refit.prediction"
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -53,13 +54,22 @@ class Timing:
     inference: float = 0.0
 
 
-@dataclass(slots=True)
 class Prediction:
-    """What is known of one request: who answered, and one timing for each of its pictures."""
+    """Counts and times one request (`with Prediction(scope) as prediction: ...`).
 
-    model: str = ""
-    version: str = ""
-    timings: list[Timing] = field(default_factory=list)
+    Attributes:
+        model: who answered, as soon as that is known.
+        version: of it.
+        timings: one for each picture.
+        status: of the answer.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        scope[_SCOPE] = self
+        self.model = ""
+        self.version = ""
+        self.timings: list[Timing] = []
+        self.status = 500  # of a request that ends without an answer
 
     def begin(self, model: str, version: int, pictures: int) -> list[Timing]:
         """Say who answers how many pictures, and get their timings to fill."""
@@ -67,7 +77,13 @@ class Prediction:
         self.timings = [Timing() for _ in range(pictures)]
         return self.timings
 
-    def header(self) -> bytes:
+    def answered(self, answer: Response) -> None:
+        """Take note of the answer, and put `Server-Timing` on one that succeeds."""
+        self.status = answer.status_code
+        if self.status == 200:
+            answer.raw_headers.append((b"server-timing", self._header()))
+
+    def _header(self) -> bytes:
         """The value of `Server-Timing` (W3C, milliseconds): the slowest picture's."""
         slowest = max(self.timings, key=_total) if len(self.timings) > 1 else self.timings[0]
         waited = slowest.queue + slowest.batch_wait
@@ -77,9 +93,13 @@ class Prediction:
             1000 * slowest.inference,
         )
 
-    def record(self, status: int) -> None:
-        """Count the request and the time of its pictures."""
-        _counter(self.model, self.version, status).inc()
+    def __enter__(self) -> "Prediction":
+        _in_flight.inc()
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        _in_flight.dec()
+        _counter(self.model, self.version, self.status).inc()
         if not self.model:
             return
         queue, decode, batch_wait = _observers(self.model)
@@ -89,37 +109,6 @@ class Prediction:
                 decode(timing.decode)
             if timing.inference:
                 batch_wait(timing.batch_wait)
-
-
-class Telemetry:
-    """Counts and times the predictions, and puts `Server-Timing` on those that succeed."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        prediction = scope[_SCOPE] = Prediction()
-        status = 500  # of an error that nobody turns into an answer on the way here
-
-        async def observed(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                if status == 200:
-                    message["headers"].append((b"server-timing", prediction.header()))
-            await send(message)
-
-        _in_flight.inc()
-        try:
-            await self.app(scope, receive, observed)
-        finally:
-            _in_flight.dec()
-            prediction.record(status)
-
-
-def is_prediction(scope: Scope) -> bool:
-    """Whether a request asks for a prediction."""
-    return bool(scope["type"] == "http" and scope["path"] == _PATH and scope["method"] == "POST")
 
 
 def prediction_of(scope: Scope) -> Prediction:

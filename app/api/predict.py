@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from heapq import nlargest
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -16,9 +15,9 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field, ValidationError
 
 from app.api.disconnect import Wanted, client_of
+from app.entrance import ticket_of
 from app.errors import Problem, RetryableError, documented, problem
 from app.loader import Served
-from app.middleware import ticket_of
 from app.service import Service
 from app.serving.admission import Ticket
 from app.serving.engine import Probabilities
@@ -222,7 +221,8 @@ def _entry(served: Served, upload: Upload, outcome: Probabilities | BaseExceptio
         return {"filename": upload.filename, "error": problem(outcome).model_dump()}
     if isinstance(outcome, BaseException):
         raise outcome  # not the fault of this picture: the whole request can be sent again
-    classes, values = served.manifest.classes, outcome.tolist()
-    best = nlargest(top_k, range(len(values)), key=values.__getitem__)
-    top = [{"label": classes[index], "probability": values[index]} for index in best]
+    classes = served.manifest.classes
+    best = (-outcome).argsort(kind="stable")[:top_k]
+    values = outcome[best].tolist()
+    top = [{"label": classes[index], "probability": value} for index, value in zip(best.tolist(), values, strict=True)]
     return {"filename": upload.filename, **top[0], "top": top}

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from python_multipart.multipart import parse_options_header
 
@@ -54,6 +55,7 @@ def parse(body: bytes, content_type: str) -> Iterator[Part]:
         place = end + len(delimiter)
 
 
+@lru_cache(maxsize=64)  # a client library may write the same one into all of its forms
 def _boundary(content_type: str) -> bytes | None:
     if plain := _PLAIN_TYPE.fullmatch(content_type):
         return plain[1].encode("latin-1")
