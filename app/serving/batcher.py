@@ -22,8 +22,11 @@ log = logging.getLogger(__name__)
 Observer = Callable[[int, float], None]
 
 # Times what a picture costs in the best batch: a smaller batch waits for what has arrived and was not looked at yet, a
-# larger one for nothing.
-_DEAR, _CHEAP = 2, 1.4
+# larger one for nothing; of a network that costs more than Python, one in between waits for those who are expected.
+_DEAR, _CHEAP, _FULL = 2, 1.4, 1.1
+
+# They are waited for as long as this share of what their batch will take.
+_LINGER = 0.1
 
 _NOBODY: Set[Thread] = frozenset()
 _FIRST: Set[Thread] = frozenset({0})
@@ -68,7 +71,8 @@ class Batcher:
 
     Belongs to the event loop in which it is made. The engine's threads take their batches themselves, so that a busy
     event loop keeps no engine waiting; only a batch so small that its pictures cost too much, or that is less than half
-    of what is in work, is put off until the event loop has looked at all that has arrived. While more pictures are
+    of what is in work, is put off until the event loop has looked at all that has arrived, and a small part of its time
+    longer if the network costs more than that: who got an answer just now often asks again. While more pictures are
     `coming`, such a batch waits for them, too, but nobody waits longer than the own picture took to decode: photos,
     whose decoding takes the processors in any case, gather, and a small picture is computed at once. A batch holds at
     most the size at which the cost curve is flat; instead of one that takes long, two are computed side by side. A
@@ -113,8 +117,9 @@ class Batcher:
         self._lock = Lock()  # guards these three together with what waits
         self._whole = curve.whole(divided=halves is not None and long)
         self._least, self._most = curve.within(_DEAR), curve.within(_CHEAP)
+        self._full = curve.within(_FULL if curve.dear else _CHEAP)
         self._worthwhile = self._least
-        self._taken = 0  # pictures in the last batch
+        self._expected = 0  # pictures in the next batch
         self.coming = Coming(self._look)
         self._waking = False  # whether the event loop is about to call `_wake`
         self._alarm: asyncio.TimerHandle | None = None  # calls `_wake` when nobody waits for what is coming any more
@@ -156,11 +161,12 @@ class Batcher:
     async def close(self) -> None:
         """Take no more pictures, and return when all that were taken are answered."""
         self._closing = True
+        self._look()  # nobody comes for whom somebody could wait
         await self._idle.wait()
 
     def _look(self) -> None:
         """Have idle threads look for work when the event loop has looked at all that has arrived."""
-        if not self._waking and (not self._awake or (self._apart and self._awake != _BOTH)):
+        if not self._waking and self._free():
             self._waking = True
             self._loop.call_soon(self._wake)
 
@@ -178,10 +184,13 @@ class Batcher:
         """Which threads begin with what waits, if it is `least` pictures or more; they are awake from now on."""
         if len(self._waiting) < least:
             return _NOBODY
-        free = _BOTH - self._awake if self._divides() else _NOBODY if self._awake else _FIRST
-        starting = set(sorted(free)[: 1 if self.coming.count else len(self._waiting)])
+        starting = set(sorted(self._free())[: 1 if self.coming.count else len(self._waiting)])
         self._awake |= starting
         return starting
+
+    def _free(self) -> Set[Thread]:
+        """Threads that could begin with what waits."""
+        return _BOTH - self._awake if self._divides() else _NOBODY if self._awake else _FIRST
 
     @property
     def _apart(self) -> bool:
@@ -225,20 +234,21 @@ class Batcher:
                     self._halving &= bool(self._computing)
         with self._lock:
             self._awake.remove(thread)
+            self._expect(len(batch))
             starting = self._starting(self._enough())
         self._loop.call_soon_threadsafe(_settle, batch, outcomes)
         self._start(starting)
         if not starting:
             self._loop.call_soon_threadsafe(self._wake)
 
-    def _expect(self, taken: int) -> None:
-        """Choose the next batch that is worthwhile: half of all that is in work.
+    def _expect(self, answered: int) -> None:
+        """Choose the next batch that is worthwhile: half of all that is in work, if those who get answers come back.
 
         Then one half is computed while the event loop answers the other and reads what follows.
         """
-        half = (self._taken + taken + len(self._waiting)) // 2
-        self._worthwhile = min(max(half, self._least), self._most)
-        self._taken = taken
+        half = (answered + sum(self._computing) + len(self._waiting)) // 2
+        self._expected = min(half, self._full)
+        self._worthwhile = max(self._expected, self._least)
 
     def _wake(self) -> None:
         """Let idle threads begin with what waits, however little it is, unless it waits for what is coming."""
@@ -248,22 +258,30 @@ class Batcher:
         with self._lock:
             patience = self._patience()
             starting = self._starting(self._enough() if patience > 0 else 1)
+            free = self._free()
         self._start(starting)
-        if self._awake:
-            return  # the thread has `_wake` called when it finds too little
+        if self._awake and (starting or not free):
+            return  # a thread has `_wake` called when it finds too little
         if self._waiting:
             self._alarm = self._loop.call_later(patience, self._wake)
-        else:
+        elif not self._awake:
             self._idle.set()
 
     def _patience(self) -> float:
-        """Seconds until somebody has waited for what is coming as long as the own picture took to decode.
+        """Seconds until somebody has waited long enough for others.
 
-        A caller who has set a deadline does not wait.
+        That is as long as the own picture took to decode while others are decoded, and otherwise a small part of what
+        the batch will take. A caller who has set a deadline does not wait.
         """
-        if not self.coming.count or any(request.deadline < math.inf for request in self._waiting):
+        if self._closing or any(request.deadline < math.inf for request in self._waiting):
             return 0
-        ends = (each.arrived + each.timing.queue + each.timing.decode for each in self._waiting)
+        if self.coming.count:
+            ends = (each.arrived + each.timing.queue + each.timing.decode for each in self._waiting)
+        elif self._curve.dear and len(self._waiting) < self._expected:
+            linger = _LINGER * (HALVES if self._divides() else 1) * self._curve.estimate(self._expected)
+            ends = (each.arrived + linger for each in self._waiting)
+        else:
+            return 0
         return min(ends, default=0) - perf_counter()
 
     def _take(self, sharing: int) -> tuple[list[_Request], list[_Request]]:
@@ -291,8 +309,6 @@ class Batcher:
                     late.append(request)
                     earliest = math.inf
             self._waiting.popleft()
-        if batch:
-            self._expect(len(batch))
         return batch, late
 
     def _compute(self, engine: Engine, batch: Sequence[_Request]) -> list[Outcome]:

@@ -41,13 +41,18 @@ class Curve:
         return min(size for size, seconds in self.seconds.items() if factor * size / seconds >= self.rate)
 
     @property
+    def dear(self) -> bool:
+        """Whether a picture costs more in the network than in Python."""
+        return self.rate * _DEAR <= 1
+
+    @property
     def undivided(self) -> int:
         """The largest batch that is better than two side by side, each with half of the threads.
 
         Those are no faster by themselves, but neither waits for the other: whatever takes a processor from one thread
         of a batch (the event loop, another program) keeps all its threads waiting at the end of each layer.
         """
-        if self.rate * _DEAR > 1:
+        if not self.dear:
             return sys.maxsize
         return max(1, math.ceil(_LONG * self.rate) - 1)
 

@@ -141,7 +141,7 @@ def test_what_arrives_together_is_computed_together() -> None:
     assert engine.batches == [[0, 1, 2, 3, 4]]
 
 
-@pytest.mark.parametrize(("callers", "expected"), [(1, [1, 1, 1]), (3, [2, 2, 3]), (12, [2, 6, 8])])
+@pytest.mark.parametrize(("callers", "expected"), [(1, [1, 1, 1]), (3, [2, 2, 2]), (12, [2, 6, 6])])
 def test_batch_begins_before_all_was_looked_at_with_half_of_what_is_in_work(callers: int, expected: list[int]) -> None:
     curve = Curve({1: 3, 2: 4, 4: 7, 8: 11, 16: 16})  # twice what a picture costs at best with 2, 1.4 times with 8
     asked, begun = [0], list[int]()
@@ -208,9 +208,10 @@ async def play(batcher: Batcher, steps: Steps, moves: list[tuple[str, float]]) -
             callers[int(value * (len(callers) - 1))].cancel()
     while batcher.coming.count:  # damaged pictures
         batcher.coming.__exit__()
-    while await steps.step():
+    closing = asyncio.create_task(batcher.close())
+    while not closing.done():
+        await steps.step()
         steps.now += 1
-    await batcher.close()
     return list(zip(deadlines, await asyncio.gather(*callers, return_exceptions=True), strict=True))
 
 
@@ -301,6 +302,32 @@ def test_nobody_waits_for_a_picture_that_turns_out_to_be_damaged() -> None:
 
     drive(engine, 16, scenario)
     assert engine.batches == [[0]]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "deadline", "expected"),
+    [(LONG, math.inf, [8, 6]), (0.01, math.inf, [8, 4, 2]), (LONG, 1e12, [8, 4, 2])],
+    ids=["patient", "short", "hurried"],
+)
+def test_batch_waits_a_part_of_its_time_for_half_of_those_who_were_there(
+    seconds: float, deadline: float, expected: list[int]
+) -> None:
+    engine, steps = FakeEngine(), Steps()
+
+    async def scenario() -> None:
+        batcher = Batcher(engine, Curve({1: seconds, 8: seconds}), Turns(steps))
+        callers = [ask(batcher, identity, deadline) for identity in range(12)]
+        await steps.step()  # eight of them
+        while len(expected) > 2 and len(engine.batches) < 2:
+            await steps.step()
+        callers += [ask(batcher, identity, deadline) for identity in range(12, 14)]
+        await steps.step()
+        await steps.step()
+        assert list(map(len, engine.batches)) == expected
+        await asyncio.gather(*callers)
+        await batcher.close()
+
+    asyncio.run(scenario())
 
 
 SLOW = Curve({1: 0.011, 8: 0.011})  # a batch of 8 is worth dividing
