@@ -21,9 +21,9 @@ _TICK_SECONDS = 0.001
 class Outcome:
     """What came of an open load.
 
-    `goodput` and `refused` are answers a second with 200, and with 429 or 503 and `Retry-After`; `others` counts all
-    other answers. `p99` is of the accepted requests, in milliseconds, and `after` how long one request took a second
-    after the load.
+    `goodput` is answers a second with 200 that came while the load lasted, `refused` those with 429 or 503 and
+    `Retry-After`; `others` counts all other answers. `p99` is of the accepted requests, in milliseconds, and `after`
+    how long one request took a second after the load.
     """
 
     offered: float
@@ -35,10 +35,15 @@ class Outcome:
 
 
 class _Load:
-    """Sends one request over and over; `answers` has status, whether there was a Retry-After, and milliseconds."""
+    """Sends one request over and over.
+
+    `answers` has status, whether there was a Retry-After, and milliseconds; the first `in_time` of them came while the
+    load lasted.
+    """
 
     def __init__(self, url: str, body: bytes, content_type: str) -> None:
         self.answers: list[tuple[int, bool, float]] = []
+        self.in_time = 0
         self._url = url
         self._request = client.post(urlsplit(url).path, body, content_type)
         self._idle: list[Connection] = []
@@ -68,7 +73,8 @@ class _Load:
                 waiting.add(answer)
                 answer.add_done_callback(waiting.discard)
                 due += rng.expovariate(rate)
-            await asyncio.sleep(_TICK_SECONDS)
+            await asyncio.sleep(max(due - time.perf_counter(), _TICK_SECONDS))
+        self.in_time = len(self.answers)
         await asyncio.gather(*waiting)
 
     def _take(self) -> Connection | None:
@@ -81,21 +87,21 @@ class _Load:
 def run(url: str, body: bytes, content_type: str, rate: float, seconds: float) -> Outcome:
     """Post a body `rate` times a second on average, at random times, for some seconds."""
 
-    async def load() -> tuple[list[tuple[int, bool, float]], float]:
+    async def load() -> tuple[list[tuple[int, bool, float]], int, float]:
         sender = _Load(url, body, content_type)
         await sender.run(rate, seconds)
         answers = list(sender.answers)
         await asyncio.sleep(_RESPITE_SECONDS)
         await (await sender.send())
-        return answers, sender.answers[-1][2]
+        return answers, sender.in_time, sender.answers[-1][2]
 
-    answers, after = uvloop.run(load())
+    answers, in_time, after = uvloop.run(load())
     statuses = Counter((status, patient) for status, patient, _ in answers)
     refused = statuses[429, True] + statuses[503, True]
     accepted = [taken for status, _, taken in answers if status == 200]
     return Outcome(
         offered=len(answers) / seconds,
-        goodput=len(accepted) / seconds,
+        goodput=sum(status == 200 for status, _, _ in answers[:in_time]) / seconds,
         refused=refused / seconds,
         others=len(answers) - len(accepted) - refused,
         p99=float(np.percentile(accepted, 99)),

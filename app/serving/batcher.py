@@ -165,8 +165,12 @@ class Batcher:
         await self._idle.wait()
 
     def _look(self) -> None:
-        """Have idle threads look for work when the event loop has looked at all that has arrived."""
-        if not self._waking and self._free():
+        """Have idle threads look for work when the event loop has looked at all that has arrived.
+
+        While one computes and pictures are decoded, the other leaves its processor to that, if it may.
+        """
+        gathering = self.coming.count and self._awake and not self._apart
+        if not self._waking and not gathering and self._free():
             self._waking = True
             self._loop.call_soon(self._wake)
 
