@@ -165,12 +165,8 @@ class Batcher:
         await self._idle.wait()
 
     def _look(self) -> None:
-        """Have idle threads look for work when the event loop has looked at all that has arrived.
-
-        While one computes and pictures are decoded, the other leaves its processor to that, if it may.
-        """
-        gathering = self.coming.count and self._awake and not self._apart
-        if not self._waking and not gathering and self._free():
+        """Have idle threads look for work when the event loop has looked at all that has arrived."""
+        if not self._waking and self._spare:
             self._waking = True
             self._loop.call_soon(self._wake)
 
@@ -195,6 +191,12 @@ class Batcher:
     def _free(self) -> Set[Thread]:
         """Threads that could begin with what waits."""
         return _BOTH - self._awake if self._divides() else _NOBODY if self._awake else _FIRST
+
+    @property
+    def _spare(self) -> bool:
+        """Whether a thread could begin with little; while one computes, the other leaves its processor to decoding."""
+        decoding = self.coming.count > 0 and len(self._awake) > 0 and not self._apart
+        return not decoding and len(self._free()) > 0
 
     @property
     def _apart(self) -> bool:
@@ -262,9 +264,8 @@ class Batcher:
         with self._lock:
             patience = self._patience()
             starting = self._starting(self._enough() if patience > 0 else 1)
-            free = self._free()
         self._start(starting)
-        if self._awake and (starting or not free):
+        if starting or not self._spare:
             return  # a thread has `_wake` called when it finds too little
         if self._waiting:
             self._alarm = self._loop.call_later(patience, self._wake)
