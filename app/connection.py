@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from typing import Any, TypedDict, cast
 
 from starlette.responses import Response
@@ -108,8 +109,7 @@ class Connection(HttpToolsProtocol):
         answer = respond(
             TooSlowError(f"The request came at less than {_LEAST_RATE / 1000:g} kB a second. Send it anew.")
         )
-        headers = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
-        self.transport.write(STATUS_LINE[answer.status_code] + headers + b"\r\n" + bytes(answer.body))
+        self.transport.write(_encoded(answer, answer.raw_headers))
 
 
 async def send_whole(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
@@ -141,11 +141,17 @@ def _send(answer: Response, scope: Scope, cycle: RequestResponseCycle) -> None:
             scope["http_version"],
             answer.status_code,
         )
-    headers = [b"%s: %s\r\n" % header for header in (*cycle.default_headers, *answer.raw_headers)]
+    headers = [*cycle.default_headers, *answer.raw_headers]
     if not cycle.keep_alive:
-        headers.append(b"connection: close\r\n")
-    cycle.transport.write(b"".join((STATUS_LINE[answer.status_code], *headers, b"\r\n", answer.body)))
+        headers.append((b"connection", b"close"))
+    cycle.transport.write(_encoded(answer, headers))
     cycle.message_event.set()
     if not cycle.keep_alive:
         cycle.transport.close()
     cycle.on_response()
+
+
+def _encoded(answer: Response, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """An answer as it is sent, with these headers."""
+    lines = [b"%s: %s\r\n" % header for header in headers]
+    return b"".join((STATUS_LINE[answer.status_code], *lines, b"\r\n", answer.body))

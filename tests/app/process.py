@@ -13,6 +13,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import uvicorn
+from starlette.types import ASGIApp
+
+from app.connection import Connection
 
 _START_SECONDS = 120
 # The engine whose answers are those of the file to the last digits, so that swapped answers can be told apart.
@@ -116,3 +120,19 @@ def upload_begun(url: str, size: int = 1000) -> socket.socket:
     )
     assert connection.recv(1000).startswith(b"HTTP/1.1 100")
     return connection
+
+
+@contextmanager
+def listening(app: ASGIApp) -> Iterator[int]:
+    """An application on connections of ours, in a thread of the test's own process; gives its port."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http=Connection, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -2,20 +2,19 @@
 
 import asyncio
 import socket
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from app.connection import Connection, State
+from app.connection import State
+from tests.app.process import listening
 
 SECONDS = 0.5
 LATE = 3 * SECONDS  # after which the application begins to read
@@ -36,15 +35,8 @@ async def lifespan(_: Starlette) -> AsyncIterator[State]:
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     app = Starlette(routes=[Route(f"/{name}", count, methods=["POST"]) for name in ("now", "late")], lifespan=lifespan)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, http=Connection, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join()
+    with listening(app) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -1,23 +1,19 @@
 """The entrance for predictions: it speaks HTTP as the framework does, on a real connection."""
 
 import socket
-import threading
-import time
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.connection import Connection
 from app.entrance import Entrance
 from app.main import create_app
 from app.middleware import Limit
 from app.settings import Settings
 from tests.app.pictures import png
-from tests.app.process import Server
+from tests.app.process import Server, listening
 
 END = 60
 
@@ -83,18 +79,8 @@ def test_error_that_nobody_foresaw_tells_nothing_of_the_inside(
 
     app = create_app(Settings(models_dir=models, data_dir=tmp_path, device="cpu", engine="torchscript-f32"))
     app.predictions = Entrance(fail, Limit(1000, "APP_MAX_UPLOAD_MB"), None)
-    service = uvicorn.Server(uvicorn.Config(app, port=0, http=Connection, log_config=None))
-    thread = threading.Thread(target=service.run)
-    thread.start()
-    try:
-        while not service.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        port = service.servers[0].sockets[0].getsockname()[1]
+    with listening(app) as port:
         answer = httpx.post(f"http://127.0.0.1:{port}/predict", content=b"picture", timeout=END)
-    finally:
-        service.should_exit = True
-        thread.join()
     assert answer.status_code == answer.json()["status"] == 500
     assert answer.headers["content-type"] == "application/problem+json"
     assert "swordfish" not in answer.text
