@@ -22,6 +22,8 @@ RUN python -m pip --python /opt/venv/bin/python install --constraint constraints
 FROM python:3.11-slim AS package
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
+# For the module that decodes large JPEGs.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 COPY pyproject.toml README.md ./
 COPY training training
 COPY app app

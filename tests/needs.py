@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from tests import processors
+from training import jpeg
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,12 @@ def two_processors() -> set[int]:
     """Two processors that a process can choose from."""
     found = sorted(processors.ALL)[:2]
     return set(found) if len(found) == 2 else _lacking("processors", "two processors, and a system with affinity")
+
+
+def compiled() -> None:
+    """The module that decodes large JPEGs, which is built where there is a C compiler."""
+    if not jpeg.COMPILED:
+        _lacking("compiler", "a C compiler before the package is installed: apt-get install gcc")
 
 
 def cuda() -> "torch.device":

@@ -7,8 +7,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
-from training import png
+from training import jpeg, png
 from training.errors import CorruptImageError, ImageTooLargeError, UnsupportedImageError
 
 # JPEG includes MPO, which is a JPEG with a second picture behind it, as many phones write it; the first one is read.
@@ -107,8 +108,7 @@ def render(picture: Image.Image, size: int) -> Pixels:
         CorruptImageError: the data is damaged or ends early.
     """
     try:
-        picture.load()
-        rgb = to_rgb(_upright(picture))
+        rgb = to_rgb(_upright(_load(picture), picture))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others on damaged files
         raise _corrupt(error) from error
     if rgb.size != (size, size):
@@ -131,12 +131,23 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _load(picture: Image.Image) -> Image.Image:
+    """An opened picture with its pixels."""
+    if isinstance(picture, JpegImageFile) and picture.decoderconfig == (8, 0) and isinstance(picture.fp, io.BytesIO):
+        eighth = jpeg.read_eighth(picture.fp.getvalue())
+        if eighth is not None:
+            return eighth
+    picture.load()
+    return picture
+
+
+def _upright(pixels: Image.Image, opened: Image.Image) -> Image.Image:
+    """Pixels turned as the opened picture's EXIF orientation says."""
     try:
-        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = _TURNS.get(opened.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a damaged EXIF block does not make the pixels unreadable
-        return picture
-    return picture if turn is None else picture.transpose(turn)
+        return pixels
+    return pixels if turn is None else pixels.transpose(turn)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

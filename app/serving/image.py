@@ -1,6 +1,7 @@
 """Decoding: small pictures at once, larger ones off the event loop and within a budget of pixels."""
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,9 @@ from PIL.Image import Image
 
 from app.serving.engine import Pixels
 from app.telemetry import Timing
-from training import picture
+from training import jpeg, picture
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -36,6 +39,11 @@ class Decoder:
         self._max_pixels = max_pixels
         self._threads = ThreadPoolExecutor(threads, "decode")
         self._budget = Budget(budget)
+        if not jpeg.COMPILED:
+            log.warning(
+                "Photos take twice as long to decode as they could: the package was installed without a C compiler. "
+                "Install one (apt-get install gcc libc6-dev python3-dev), and the package again (make clean install)."
+            )
 
     async def decode(self, data: bytes, size: int, timing: Timing | None = None) -> Pixels:
         """Pixels uint8 [3, size, size], RGB, of an encoded picture; how long it took goes into `timing`.
