@@ -14,11 +14,11 @@ $(BIN)/python:
 	  || { echo "Refit needs Python 3.11, 3.12 or 3.13. Name one: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt training/scan.pyx | $(BIN)/python
+$(VENV)/.installed: pyproject.toml constraints.txt training/rows.pyx training/scan.pyx | $(BIN)/python
 	$(INSTALL) --editable '.[openvino]'
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt training/scan.pyx | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml constraints.txt training/rows.pyx training/scan.pyx | $(BIN)/python
 	$(INSTALL) --editable '.[openvino,test,lint]'
 	@touch $@ $(VENV)/.installed
 
@@ -46,4 +46,4 @@ format: $(VENV)/.installed-dev  ## rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build training/scan.c training/*.so
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build training/rows.c training/scan.c training/*.so

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from tests import processors
-from training import jpeg
+from training import jpeg, png
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +47,8 @@ def two_processors() -> set[int]:
 
 
 def compiled() -> None:
-    """The module that decodes large JPEGs, which is built where there is a C compiler."""
-    if not jpeg.COMPILED:
+    """The modules that decode pictures, which are built where there is a C compiler."""
+    if not (jpeg.COMPILED and png.COMPILED):
         _lacking("compiler", "a C compiler before the package is installed: apt-get install gcc")
 
 

@@ -72,11 +72,8 @@ def open_scaled(data: bytes, size: int, max_pixels: int = DEFAULT_MAX_PIXELS) ->
 
     Each side stays at least `_DRAFT` times as long as the network's input, so that the antialiased resizing after it
     still averages over several pixels. The scaling happens in the decoder's inverse cosine transform, which costs a
-    fraction of decoding all pixels. A small plain PNG is decoded at once.
+    fraction of decoding all pixels.
     """
-    plain = png.read_plain(data, min(_SMALL, max_pixels))
-    if plain is not None:
-        return plain
     picture = open_picture(data, max_pixels)
     try:
         picture.draft(None, (_DRAFT * size, _DRAFT * size))
@@ -86,8 +83,19 @@ def open_scaled(data: bytes, size: int, max_pixels: int = DEFAULT_MAX_PIXELS) ->
 
 
 def decode(data: bytes, size: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:
-    """Decode a picture into the pixels that a network sees: `open_scaled`, then `render`."""
-    return render(open_scaled(data, size, max_pixels), size)
+    """Decode a picture into the pixels that a network sees: `decode_plain`, or `open_scaled` and `render`."""
+    plain = decode_plain(data, size, max_pixels)
+    return render(open_scaled(data, size, max_pixels), size) if plain is None else plain
+
+
+def decode_plain(data: bytes, size: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels | None:
+    """What `render` gives for a small plain PNG; None for all others."""
+    plain = png.read_plain(data, min(_SMALL, max_pixels))
+    if plain is None:
+        return None
+    if plain.shape[:2] != (size, size):
+        plain = np.asarray(Image.fromarray(plain).resize((size, size), Image.Resampling.BILINEAR))
+    return np.ascontiguousarray(plain.transpose(2, 0, 1))
 
 
 def render(picture: Image.Image, size: int) -> Pixels:

@@ -13,7 +13,7 @@ from PIL.Image import Image
 
 from app.serving.engine import Pixels
 from app.telemetry import Timing
-from training import jpeg, picture
+from training import jpeg, picture, png
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ class Decoder:
         self._max_pixels = max_pixels
         self._threads = ThreadPoolExecutor(threads, "decode")
         self._budget = Budget(budget)
-        if not jpeg.COMPILED:
+        if not (jpeg.COMPILED and png.COMPILED):
             log.warning(
-                "Photos take twice as long to decode as they could: the package was installed without a C compiler. "
+                "Pictures take twice as long to decode as they could: the package was installed without a C compiler. "
                 "Install one (apt-get install gcc libc6-dev python3-dev), and the package again (make clean install)."
             )
 
@@ -55,6 +55,9 @@ class Decoder:
         asked = perf_counter()
         try:
             if len(data) <= _SMALL_BYTES:
+                plain = _timed(timing, picture.decode_plain, data, size, self._max_pixels)
+                if plain is not None:
+                    return plain
                 opened = _timed(timing, picture.open_scaled, data, size, self._max_pixels)
                 if _pixels(opened) <= _SMALL_PIXELS:
                     return _timed(timing, picture.render, opened, size)

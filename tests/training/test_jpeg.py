@@ -1,8 +1,6 @@
 """Large JPEGs at 1/8 of their size."""
 
 import io
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -123,15 +121,3 @@ def test_damaged_picture_is_left_to_the_general_reader_or_read_alike(
         damaged[place] = data.draw(st.integers(0, 255))
     found = jpeg.read_eighth(bytes(damaged))
     assert found is None or np.array_equal(np.asarray(found), np.asarray(by_pillow(bytes(damaged))))
-
-
-def test_pixels_are_the_same_without_the_compiled_module() -> None:
-    data = encode(photo(800, 600), "JPEG")
-    program = (
-        "import sys; sys.modules['training.scan'] = None\n"
-        "from training import jpeg, picture\n"
-        "assert not jpeg.COMPILED\n"
-        "sys.stdout.buffer.write(picture.decode(sys.stdin.buffer.read(), 32).tobytes())"
-    )
-    found = subprocess.run([sys.executable, "-c", program], input=data, stdout=subprocess.PIPE, check=True).stdout
-    assert found == decode(data, 32).tobytes()

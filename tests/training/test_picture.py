@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from functools import cache
 
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from tests import needs
 from tests.encoding import encode
 from tests.training.sources import draw
 from training.errors import CorruptImageError, ImageError, ImageTooLargeError, UnsupportedImageError
@@ -90,6 +93,22 @@ def test_large_jpeg_is_decoded_at_a_fraction_of_its_size(side: int, scaled: int)
 def test_other_formats_are_decoded_whole(format_: str) -> None:
     image = draw(5).resize((1024, 1024))
     assert open_scaled(encode(image, format_), 32).size == (1024, 1024)
+
+
+@pytest.mark.parametrize(
+    ("format_", "width", "height"), [("JPEG", 800, 600), ("JPEG", 2000, 3000), ("PNG", 32, 32), ("PNG", 40, 30)]
+)
+def test_pixels_are_the_same_without_the_compiled_modules(format_: str, width: int, height: int) -> None:
+    needs.compiled()
+    data = encode(draw(6, width, height), format_)
+    program = (
+        "import sys; sys.modules['training.scan'] = sys.modules['training.rows'] = None\n"
+        "from training import jpeg, picture, png\n"
+        "assert not (jpeg.COMPILED or png.COMPILED)\n"
+        "sys.stdout.buffer.write(picture.decode(sys.stdin.buffer.read(), 32).tobytes())"
+    )
+    found = subprocess.run([sys.executable, "-c", program], input=data, stdout=subprocess.PIPE, check=True).stdout
+    assert found == decode(data, 32).tobytes()
 
 
 def test_sixth_orientation_is_a_quarter_turn_to_the_right() -> None:

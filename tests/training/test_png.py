@@ -84,6 +84,20 @@ def test_what_may_change_the_pixels_is_left_to_pillow() -> None:
     assert read_plain(b"", _PIXELS) is None
 
 
+@given(width=st.integers(1, 9), data=st.data())
+def test_every_filter_is_undone_as_pillow_undoes_it(width: int, data: st.DataObject) -> None:
+    row = st.tuples(st.integers(0, 5), st.binary(min_size=3 * width, max_size=3 * width))
+    filtered = data.draw(st.lists(row, min_size=1, max_size=6))
+    header = struct.pack(">IIBBBBB", width, len(filtered), 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"".join(bytes([kind]) + values for kind, values in filtered))
+    whole = PLAIN[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    picture = read_plain(whole, _PIXELS)
+    if all(kind < 5 for kind, _ in filtered):
+        assert np.array_equal(np.asarray(picture), np.asarray(pillows(whole)))
+    else:
+        assert picture is None
+
+
 def test_larger_pictures_are_left_to_pillow() -> None:
     assert read_plain(PLAIN, _PIXELS - 1) is None
 
