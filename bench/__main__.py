@@ -1,10 +1,7 @@
 """`python -m bench`: the figures of this machine, as ratios of measurements in one run."""
 
 import argparse
-import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,12 +15,12 @@ import numpy as np
 from app.serving.choice import Engines, Opened
 from app.serving.engine import Engine
 from app.serving.turns import HALVES
-from bench import models, overload, pictures
+from bench import models, overload, pictures, wrk
 from bench.server import Server, serve, service
 from training import artifact, machine
 
-_LOAD = Path(__file__).with_name("load.lua")
 _WARM_UP_SECONDS = 2
+_PEAK_CONNECTIONS = 64
 
 
 def main() -> None:
@@ -61,64 +58,57 @@ class Bench:
         _say(f"\n{self._recipe}: engine alone {self._ceiling():.0f} pictures/s ({chosen})")
         with self._ours() as server:
             _say(f"service: ready after {server.start_seconds:.1f} s, idle {server.busy_cores(5):.3f} cores")
-            peak = self._loads(server)
-            self._overload(server, peak)
+            self._loads(server)
+            self._overload(server)
         if not self._options.skip_plain:
             with self._plain() as server:
                 self._load(server, "plain FastAPI, small PNG", *pictures.form(pictures.small()), 1)
                 self._load(server, "plain FastAPI, small PNG", *pictures.form(pictures.small()), 64)
 
-    def _loads(self, server: Server) -> float:
+    def _loads(self, server: Server) -> None:
         form = pictures.form(pictures.small())
-        self._load(server, "small PNG", *form, 1)
-        self._load(server, "small PNG", *form, 16)
-        peak = self._load(server, "small PNG", *form, 64)
-        self._load(server, "small PNG, raw body", pictures.small(), "image/png", 64)
+        for connections in (1, 16, _PEAK_CONNECTIONS):
+            self._load(server, "small PNG", *form, connections)
+        self._load(server, "small PNG, raw body", pictures.small(), "image/png", _PEAK_CONNECTIONS)
         batch = pictures.form(*map(pictures.small, range(32)))
         self._load(server, "32 PNG a request", *batch, 2, pictures=32)
         if self._recipe == "resnet18":
-            for connections in (1, 16, 64):
+            for connections in (1, 16, _PEAK_CONNECTIONS):
                 self._load(server, "12-megapixel JPEG", *pictures.form(pictures.photo()), connections)
-        return peak
 
     def _load(
         self, server: Server, what: str, body: bytes, content_type: str, connections: int, pictures: int = 1
-    ) -> float:
+    ) -> None:
         """Pictures a second under a closed load: each connection sends its next request when it has its answer.
 
         The share is of what the engine reaches alone just before and just after.
         """
         before = self._ceiling()
-        path = self._folder / "body.bin"
-        path.write_bytes(body)
-        environment = {**os.environ, "BODY": str(path), "CTYPE": content_type}
-        for seconds in (_WARM_UP_SECONDS, self._options.seconds):
-            command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "60s", "--latency"]
-            out = subprocess.run(  # noqa: S603 (our own command)
-                [*command, "-s", str(_LOAD), f"{server.url}/predict"],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        found = json.loads(next(line for line in out.splitlines() if line.startswith("RESULT"))[7:])
-        rate = float(found["rate"]) * pictures
+        url = f"{server.url}/predict"
+        wrk.load(url, body, content_type, connections, _WARM_UP_SECONDS)
+        found = wrk.load(url, body, content_type, connections, self._options.seconds)
+        rate = found.rate * pictures
         ceiling = (before + self._ceiling()) / 2
         _say(
             f"  {what:<26} c={connections:<3} {rate:8.1f} pictures/s ({rate / ceiling:4.0%} of the engine)  "
-            f"p50 {found['p50']:7.1f} ms  p99 {found['p99']:7.1f} ms  errors {found['errors']}  "
+            f"p50 {found.p50:7.1f} ms  p99 {found.p99:7.1f} ms  errors {found.errors}  "
             f"memory {server.memory_mb():5.0f} MB"
         )
-        return rate
 
-    def _overload(self, server: Server, peak: float) -> None:
-        form = pictures.form(pictures.small())
+    def _overload(self, server: Server) -> None:
+        """The open load beside the closed one just before and just after."""
+        form, url = pictures.form(pictures.small()), f"{server.url}/predict"
+        peak = wrk.load(url, *form, _PEAK_CONNECTIONS, self._options.seconds)
         for share in (1.0, 1.5):
-            found = overload.run(f"{server.url}/predict", *form, share * peak, self._options.seconds)
+            found = overload.run(url, *form, share * peak.rate, self._options.seconds)
+            recovery = overload.recovery(url, *form)
+            before, peak = peak, wrk.load(url, *form, _PEAK_CONNECTIONS, self._options.seconds)
+            rate, p99 = (before.rate + peak.rate) / 2, (before.p99 + peak.p99) / 2
             _say(
-                f"  open load at {share:.0%} of the peak: {found.offered:.0f}/s came, {found.goodput:.0f}/s answered "
-                f"({found.goodput / peak:.0%} of the peak), {found.refused:.0f}/s refused with Retry-After, "
-                f"{found.others} other answers, p99 {found.p99:.0f} ms; a request one second later {found.after:.1f} ms"
+                f"  open load at {share:.0%} of the peak: {found.rate + found.refused:.0f}/s came, {found.rate:.0f}/s "
+                f"answered ({found.rate / rate:.0%} of the peak), {found.refused:.0f}/s refused with Retry-After, "
+                f"{found.errors} other answers, p99 {found.p99:.0f} ms ({found.p99 / p99:.1f} times that of the peak); "
+                f"a request one second later {recovery:.1f} ms"
             )
 
     def _engine(self) -> Opened:

@@ -49,7 +49,7 @@ def _measure(server: Server, seconds: int, rounds: int) -> None:
     form = pictures.form(pictures.small())
     url = f"{server.url}/predict"
     # Far above what it can do: what it answers then is its peak.
-    peak = max(overload.run(url, *form, 3000, _PEAK_SECONDS).goodput for _ in range(2))
+    peak = max(overload.run(url, *form, 3000, _PEAK_SECONDS).rate for _ in range(2))
     _say(f"peak {peak:.0f} requests/s; half of it is sent, for {seconds} s at a time")
     found: dict[str, list[float]] = {"without": [], "with": []}
     for _ in range(rounds):
@@ -57,7 +57,7 @@ def _measure(server: Server, seconds: int, rounds: int) -> None:
             job = _start(server.url) if how == "with" else None
             outcome = overload.run(url, *form, peak / 2, seconds)
             kept.append(outcome.p99)
-            _say(f"{how:>8} a fine-tune: {outcome.goodput:.0f} answers/s, p99 {outcome.p99:.1f} ms")
+            _say(f"{how:>8} a fine-tune: {outcome.rate:.0f} answers/s, p99 {outcome.p99:.1f} ms")
             if job:
                 _stop(server.url, job)
     without, with_ = (statistics.median(found[how]) for how in ("without", "with"))
@@ -66,7 +66,7 @@ def _measure(server: Server, seconds: int, rounds: int) -> None:
 
 def _come_first() -> None:
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     except (AttributeError, PermissionError):  # not Linux, or not root
         _say("not permitted: the load program waits for processors too, which counts as the service's time")
 
