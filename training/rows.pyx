@@ -11,27 +11,30 @@ cdef enum:
 
 cdef inline int paeth(int left, int above, int corner) noexcept nogil:
     cdef int to_left = abs(above - corner), to_above = abs(left - corner), to_corner = abs(left + above - 2 * corner)
-    if to_left <= to_above and to_left <= to_corner:
-        return left
-    return above if to_above <= to_corner else corner
+    cdef int guess = above if to_above <= to_corner else corner
+    # Without `and`, whose branch no processor foresees.
+    return left if (to_left <= to_above) & (to_left <= to_corner) else guess
 
 
 cdef void undo(int kind, uint8_t* row, const uint8_t* above, Py_ssize_t length) noexcept nogil:
-    """Undo a row's filter in place."""
+    """Undo a row's filter in place. Left of its first pixel, everything is 0."""
     cdef Py_ssize_t at
-    cdef int left = 0, corner = 0, guess = 0
-    for at in range(length):
-        if at >= SAMPLES:
-            left, corner = row[at - SAMPLES], above[at - SAMPLES]
-        if kind == 1:
-            guess = left
-        elif kind == 2:
-            guess = above[at]
-        elif kind == 3:
-            guess = (left + above[at]) >> 1
-        elif kind == 4:
-            guess = paeth(left, above[at], corner)
-        row[at] = <uint8_t>(row[at] + guess)
+    if kind == 1:
+        for at in range(SAMPLES, length):
+            row[at] += row[at - SAMPLES]
+    elif kind == 2:
+        for at in range(length):
+            row[at] += above[at]
+    elif kind == 3:
+        for at in range(SAMPLES):
+            row[at] += above[at] >> 1
+        for at in range(SAMPLES, length):
+            row[at] += <uint8_t>((row[at - SAMPLES] + above[at]) >> 1)
+    elif kind == 4:
+        for at in range(SAMPLES):
+            row[at] += above[at]
+        for at in range(SAMPLES, length):
+            row[at] += <uint8_t>paeth(row[at - SAMPLES], above[at], above[at - SAMPLES])
 
 
 def unfilter(const uint8_t[::1] data, uint8_t[:, ::1] rows) -> None:
