@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 from tests import processors
-from training import jpeg, png
+from training.compiled import AVAILABLE
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def two_processors() -> set[int]:
 
 def compiled() -> None:
     """The modules that decode pictures, which are built where there is a C compiler."""
-    if not (jpeg.COMPILED and png.COMPILED):
+    if not AVAILABLE:
         _lacking("compiler", "a C compiler before the package is installed: apt-get install gcc")
 
 

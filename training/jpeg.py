@@ -11,12 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-try:
-    from training import scan
-except ImportError:  # it is compiled when the package is installed, where there is a C compiler
-    COMPILED = False
-else:
-    COMPILED = True
+from training import compiled
 
 _START = b"\xff\xd8"
 _BLOCK = 8  # samples on each side
@@ -39,7 +34,7 @@ def read_eighth(data: bytes) -> Image.Image | None:
     Returns:
         None for all that is not an ordinary JPEG in good order: the general reader says what it is.
     """
-    if not COMPILED or data[:2] != _START:
+    if not compiled.AVAILABLE or data[:2] != _START:
         return None
     header = _Header()
     try:
@@ -59,7 +54,7 @@ class _Header:
     size: tuple[int, int] = (0, 0)
     components: dict[int, tuple[int, int]] = field(default_factory=dict)  # sampling, and which steps, by name
     steps: dict[int, NDArray[np.int32]] = field(default_factory=dict)
-    tables: dict[int, "scan.Huffman"] = field(default_factory=dict)  # those of AC coefficients from 16 on
+    tables: dict[int, "compiled.scan.Huffman"] = field(default_factory=dict)  # those of AC coefficients from 16 on
     interval: int = 0
 
     def read(self, marker: bytes, content: bytes) -> None:
@@ -93,10 +88,10 @@ class _Header:
         pixels = np.empty((rows, columns, 3), np.uint8)
         tables = [(self.tables[kinds >> 4], self.tables[16 + (kinds & 15)]) for kinds in content[2:7:2]]
         steps = np.stack([self.steps[number] for _, number in self.components.values()])
-        end = scan.means(data, start, tables, steps, across, down, self.interval, pixels)
+        end = compiled.scan.means(data, start, tables, steps, across, down, self.interval, pixels)
         if data[end : end + 2] != _END:
             return None
-        scan.to_rgb(pixels)
+        compiled.scan.to_rgb(pixels)
         return Image.fromarray(pixels[: -(-height // _BLOCK), : -(-width // _BLOCK)])
 
     def _read_steps(self, content: bytes) -> None:
@@ -111,7 +106,7 @@ class _Header:
             kind, counts, symbols = content[0], content[1:17], content[17:end]
             if kind & 0xEF > 3 or (kind < 16 and max(symbols) > 15):
                 raise ValueError
-            self.tables[kind] = scan.Huffman(counts, symbols)
+            self.tables[kind] = compiled.scan.Huffman(counts, symbols)
             content = content[end:]
 
 

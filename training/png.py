@@ -9,12 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-try:
-    from training import rows
-except ImportError:  # it is compiled when the package is installed, where there is a C compiler
-    COMPILED = False
-else:
-    COMPILED = True
+from training import compiled
 
 _START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
 _RGB = b"\x08\x02\x00\x00\x00"  # 8 bits a sample, truecolour, deflate, the five filters, not interlaced
@@ -40,10 +35,10 @@ def read_plain(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
     if stream is None or not 0 < width * height <= max_pixels:
         return None
     try:
-        if not COMPILED:
+        if not compiled.AVAILABLE:
             return np.asarray(Image.frombytes("RGB", (width, height), stream, "zip", "RGB", 0))
         pixels = np.empty((height, 3 * width), np.uint8)
-        rows.unfilter(decompressobj().decompress(stream, pixels.size + height + 1), pixels)
+        compiled.rows.unfilter(decompressobj().decompress(stream, pixels.size + height + 1), pixels)
         return pixels.reshape(height, width, 3)
     except (ValueError, error):
         return None

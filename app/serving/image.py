@@ -13,7 +13,7 @@ from PIL.Image import Image
 
 from app.serving.engine import Pixels
 from app.telemetry import Timing
-from training import jpeg, picture, png
+from training import compiled, picture
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Decoder:
         self._max_pixels = max_pixels
         self._threads = ThreadPoolExecutor(threads, "decode")
         self._budget = Budget(budget)
-        if not (jpeg.COMPILED and png.COMPILED):
+        if not compiled.AVAILABLE:
             log.warning(
                 "Pictures take twice as long to decode as they could: the package was installed without a C compiler. "
                 "Install one (apt-get install gcc libc6-dev python3-dev), and the package again (make clean install)."
