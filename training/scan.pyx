@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 from libc.string cimport memset
 
 cdef enum:
-    LOOK = 13  # bits that are looked up together
+    LOOK = 13  # bits that are looked up together: the tables of more do not fit into a processor's first cache
     END = 128  # added to the coefficients of a step that ends its block
     UNKNOWN = 255  # stands for the coefficients of a step that is not in the table
     LARGEST = 511  # sample, before 128 is added, up to which libjpeg clips and does not wrap around
@@ -185,7 +185,7 @@ cdef inline Bits first(Bits bits, Source source, Component* component) noexcept 
 
 
 cdef inline Bits skip(Bits bits, Source source, const Codes* codes) noexcept nogil:
-    """Past a block's AC coefficients."""
+    """Past a block's AC coefficients; 56 bits are enough for two steps, each of at most LOOK + 15."""
     cdef int code, step, place = 1
     while True:
         bits = refill(bits, source)
@@ -257,11 +257,11 @@ cdef inline int64_t odd(const int64_t* values) noexcept nogil:
     return values[1] * 29692 - values[3] * 10426 + values[5] * 6967 - values[7] * 5906
 
 
-cdef bint halves(const int* block, int* pixels) noexcept nogil:
-    """2 x 2 pixels of a block, as `jpeg_idct_2x2` of libjpeg; false if one is too large."""
+cdef void halves(const int* block, int* pixels) noexcept nogil:
+    """2 x 2 pixels of a block, as `jpeg_idct_2x2` of libjpeg; -1 for those that are too large."""
     cdef int64_t[8] column
     cdef int64_t[2][8] rows
-    cdef int x, y, pixel
+    cdef int x, y
     for x in range(8):
         for y in range(1, 8, 2):
             column[y] = block[8 * y + x]
@@ -270,7 +270,6 @@ cdef bint halves(const int* block, int* pixels) noexcept nogil:
     for y in range(2):
         pixels[2 * y] = sample((rows[y][0] * 32768 + odd(rows[y]) + (1 << 19)) >> 20)
         pixels[2 * y + 1] = sample((rows[y][0] * 32768 - odd(rows[y]) + (1 << 19)) >> 20)
-    return pixels[0] >= 0 and pixels[1] >= 0 and pixels[2] >= 0 and pixels[3] >= 0
 
 
 cdef Bits restart(Bits bits, Source source, int number) noexcept nogil:
