@@ -203,12 +203,14 @@ class _Work:
         return await asyncio.gather(*map(self._classify, uploads, timings), return_exceptions=True)
 
     async def _classify(self, upload: Upload, timing: Timing) -> Probabilities:
-        decode = self.service.decoder.decode
+        decoder, size = self.service.decoder, self.served.manifest.input_size
         try:
-            with self.served.batcher.coming:
-                pixels = await decode(upload.data, self.served.manifest.input_size, timing)
+            pixels = decoder.decode_small(upload.data, size, timing)
+            if pixels is None:
+                with self.served.batcher.coming:
+                    pixels = await decoder.decode_large(upload.data, size, timing)
             if self.trial:
-                again = partial(decode, upload.data)
+                again = partial(decoder.decode, upload.data)
                 return await self.trial.predict(self.served, pixels, timing, again, self.deadline)
             return await self.served.batcher.predict(pixels, timing, self.deadline)
         finally:

@@ -52,21 +52,28 @@ class Decoder:
             training.errors.ImageError: one of its kinds, see `training.picture.decode`.
         """
         timing = timing or Timing()
-        asked = perf_counter()
+        small = self.decode_small(data, size, timing)
+        return await self.decode_large(data, size, timing) if small is None else small
+
+    def decode_small(self, data: bytes, size: int, timing: Timing) -> Pixels | None:
+        """As `decode`, of a picture that is decoded on the event loop; None for a larger one."""
+        if len(data) > _SMALL_BYTES:
+            return None
+        plain = _timed(timing, picture.decode_plain, data, size, self._max_pixels)
+        if plain is not None:
+            return plain
+        opened = _timed(timing, picture.open_scaled, data, size, self._max_pixels)
+        return _timed(timing, picture.render, opened, size) if _pixels(opened) <= _SMALL_PIXELS else None
+
+    async def decode_large(self, data: bytes, size: int, timing: Timing) -> Pixels:
+        """As `decode`, of any picture, in a thread and within the budget."""
+        asked, before = perf_counter(), timing.decode
         try:
-            if len(data) <= _SMALL_BYTES:
-                plain = _timed(timing, picture.decode_plain, data, size, self._max_pixels)
-                if plain is not None:
-                    return plain
-                opened = _timed(timing, picture.open_scaled, data, size, self._max_pixels)
-                if _pixels(opened) <= _SMALL_PIXELS:
-                    return _timed(timing, picture.render, opened, size)
-            else:
-                opened = await self._run(timing, picture.open_scaled, data, size, self._max_pixels)
+            opened = await self._run(timing, picture.open_scaled, data, size, self._max_pixels)
             async with self._budget.hold(_pixels(opened)):
                 return await self._run(timing, picture.render, opened, size)
         finally:
-            timing.queue = perf_counter() - asked - timing.decode
+            timing.queue = perf_counter() - asked - (timing.decode - before)
 
     def close(self) -> None:
         """Let go of the threads; pictures that still wait are not decoded."""

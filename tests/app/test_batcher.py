@@ -141,9 +141,22 @@ def test_what_arrives_together_is_computed_together() -> None:
     assert engine.batches == [[0, 1, 2, 3, 4]]
 
 
-@pytest.mark.parametrize(("callers", "expected"), [(1, [1, 1, 1]), (3, [2, 2, 2]), (12, [2, 6, 6])])
-def test_batch_begins_before_all_was_looked_at_with_half_of_what_is_in_work(callers: int, expected: list[int]) -> None:
-    curve = Curve({1: 3, 2: 4, 4: 7, 8: 11, 16: 16})  # twice what a picture costs at best with 2, 1.4 times with 8
+@pytest.mark.parametrize(
+    ("unit", "callers", "expected"),
+    [
+        (1, 1, [1, 1, 1]),
+        (1, 3, [2, 2, 2]),
+        (1, 12, [2, 6, 6]),
+        (1e-5, 1, [1, 1, 1]),  # costs less than Python: three quarters of half
+        (1e-5, 3, [2, 1, 1]),
+        (1e-5, 12, [2, 5, 5]),
+    ],
+)
+def test_batch_begins_before_all_was_looked_at_with_half_of_what_is_in_work(
+    unit: float, callers: int, expected: list[int]
+) -> None:
+    # Twice what a picture costs at best with 2, 1.4 times with 8.
+    curve = Curve({size: unit * cost for size, cost in {1: 3, 2: 4, 4: 7, 8: 11, 16: 16}.items()})
     asked, begun = [0], list[int]()
 
     class Noting(Steps):
