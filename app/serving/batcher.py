@@ -92,7 +92,7 @@ class Batcher:
         clock: seconds, of the same origin as deadlines; the event loop's own unless given.
 
     Attributes:
-        coming: entered while a picture is decoded for which `predict` will be called.
+        coming: entered while a thread decodes a picture for which `predict` will be called.
     """
 
     def __init__(
