@@ -1,6 +1,8 @@
 """The entrance for predictions: it speaks HTTP as the framework does, on a real connection."""
 
+import gc
 import socket
+import time
 from pathlib import Path
 
 import httpx
@@ -29,9 +31,13 @@ def post(body: bytes, *more: str, version: str = "1.1", path: str = "/predict") 
     return "\r\n".join((*lines, "", "")).encode() + body
 
 
-def exchange(server: Server, data: bytes) -> bytes:
+def port_of(server: Server) -> int:
+    return httpx.URL(server.url).port or 0
+
+
+def exchange(port: int, data: bytes) -> bytes:
     """All that comes back until the server closes the connection."""
-    with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port or 0), timeout=END) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=END) as connection:
         connection.sendall(data)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
@@ -43,7 +49,7 @@ def exchange(server: Server, data: bytes) -> bytes:
 def test_connection_ends_with_the_answer_where_the_client_says_so(
     server: Server, body: bytes, status: bytes, version: str, more: list[str]
 ) -> None:
-    head, _, rest = exchange(server, post(body, *more, version=version)).partition(b"\r\n\r\n")
+    head, _, rest = exchange(port_of(server), post(body, *more, version=version)).partition(b"\r\n\r\n")
     lines = head.lower().split(b"\r\n")
     assert head.startswith(b"HTTP/1.1 " + status + b"\r\n")
     assert b"connection: close" in lines
@@ -53,7 +59,7 @@ def test_connection_ends_with_the_answer_where_the_client_says_so(
 
 def test_requests_sent_one_after_the_other_are_answered_in_their_order(server: Server) -> None:
     requests = [post(png(seed)) for seed in range(5)] + [post(b"no picture"), post(png(5), "Connection: close")]
-    answers = exchange(server, b"".join(requests)).split(b"HTTP/1.1 ")[1:]
+    answers = exchange(port_of(server), b"".join(requests)).split(b"HTTP/1.1 ")[1:]
     assert [answer[:3] for answer in answers] == [b"200"] * 5 + [b"415", b"200"]
     alone = [
         httpx.post(f"{server.url}/predict", content=png(seed), headers={"Content-Type": "image/png"})
@@ -65,9 +71,9 @@ def test_requests_sent_one_after_the_other_are_answered_in_their_order(server: S
 
 
 def test_answers_are_in_the_access_log(server: Server) -> None:
-    exchange(server, post(png(1), "Connection: close", path="/predict?top_k=3"))
+    exchange(port_of(server), post(png(1), "Connection: close", path="/predict?top_k=3"))
     server.wait_logged('"POST /predict?top_k=3 HTTP/1.1" 200')
-    exchange(server, post(png(1), version="1.0", path="/%70redict?top_k=0"))
+    exchange(port_of(server), post(png(1), version="1.0", path="/%70redict?top_k=0"))
     server.wait_logged('"POST /%70redict?top_k=0 HTTP/1.0" 422')
 
 
@@ -85,3 +91,19 @@ def test_error_that_nobody_foresaw_tells_nothing_of_the_inside(
     assert answer.headers["content-type"] == "application/problem+json"
     assert "swordfish" not in answer.text
     assert "swordfish" in caplog.text
+
+
+def test_requests_leave_nothing_to_the_garbage_collector(models: Path, tmp_path: Path) -> None:
+    kinds = [post(png(1)), post(b"no picture"), post(png(1), path="/predict?top_k=0")]
+    count = 50 * len(kinds)
+    app = create_app(Settings(models_dir=models, data_dir=tmp_path, device="cpu", engine="torchscript-f32"))
+    with listening(app) as port:
+        while httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=END).is_error:
+            time.sleep(0.05)
+        exchange(port, b"".join([*kinds, post(png(1), "Connection: close")]))
+        gc.collect()
+        answers = exchange(port, b"".join([*50 * kinds, post(b"no picture", "Connection: close")]))
+        # Each would leave dozens of objects. The connection itself leaves some.
+        assert gc.collect() < count
+    statuses = [answer[:3] for answer in answers.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == 50 * [b"200", b"415", b"422"] + [b"415"]
