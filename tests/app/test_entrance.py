@@ -103,7 +103,7 @@ def test_requests_leave_nothing_to_the_garbage_collector(models: Path, tmp_path:
         exchange(port, b"".join([*kinds, post(png(1), "Connection: close")]))
         gc.collect()
         answers = exchange(port, b"".join([*50 * kinds, post(b"no picture", "Connection: close")]))
-        # Each would leave dozens of objects. The connection itself leaves some.
+        # Each would leave dozens of objects. What the service does beside them leaves some.
         assert gc.collect() < count
     statuses = [answer[:3] for answer in answers.split(b"HTTP/1.1 ")[1:]]
     assert statuses == 50 * [b"200", b"415", b"422"] + [b"415"]
