@@ -98,7 +98,9 @@ def test_requests_leave_nothing_to_the_garbage_collector(models: Path, tmp_path:
     count = 50 * len(kinds)
     app = create_app(Settings(models_dir=models, data_dir=tmp_path, device="cpu", engine="torchscript-f32"))
     with listening(app) as port:
+        end = time.monotonic() + END
         while httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=END).is_error:
+            assert time.monotonic() < end
             time.sleep(0.05)
         exchange(port, b"".join([*kinds, post(png(1), "Connection: close")]))
         gc.collect()
