@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Only links and unpacked wheels matter inside .venv: the constraints pin the set that the tests passed with.
+SOURCES := pyproject.toml constraints.txt $(wildcard app/serving/*.pyx app/serving/*.h training/*.pyx)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help install serve test bench bench-train lint format clean
@@ -14,11 +15,11 @@ $(BIN)/python:
 	  || { echo "Refit needs Python 3.11, 3.12 or 3.13. Name one: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt training/rows.pyx training/scan.pyx | $(BIN)/python
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	$(INSTALL) --editable '.[openvino]'
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt training/rows.pyx training/scan.pyx | $(BIN)/python
+$(VENV)/.installed-dev: $(SOURCES) | $(BIN)/python
 	$(INSTALL) --editable '.[openvino,test,lint]'
 	@touch $@ $(VENV)/.installed
 
@@ -46,4 +47,4 @@ format: $(VENV)/.installed-dev  ## rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info training/rows.c training/scan.c training/*.so
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info app/serving/kernels.c training/rows.c training/scan.c app/serving/*.so training/*.so

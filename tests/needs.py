@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from app.serving import native
 from tests import processors
-from training.compiled import AVAILABLE
+from training import compiled as modules
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +48,8 @@ def two_processors() -> set[int]:
 
 
 def compiled() -> None:
-    """The modules that decode pictures, which are built where there is a C compiler."""
-    if not AVAILABLE:
+    """The modules that decode pictures and compute networks, which are built where there is a C compiler."""
+    if not modules.AVAILABLE or not native.AVAILABLE:
         _lacking("compiler", "a C compiler before the package is installed: apt-get install gcc")
 
 

@@ -19,6 +19,7 @@ WEIGHTS = "weights.safetensors"
 SCRIPT = "model.ts"
 NEIGHBOURS = "neighbours.safetensors"
 ALIASES = "aliases.json"
+CERTAINTY_POWER = 8  # see `training.calibration`
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 
 Channels = tuple[float, float, float]

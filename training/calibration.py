@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_POWER = 8  # of the largest probability; near 11 the held-out likelihood on CIFAR-10 is greatest, and flat around it
+from training.artifact import CERTAINTY_POWER
+
 _LOG_LIMIT = 3.0  # of temperatures, so e^-3 to e^3: where every answer is wrong, they would rise without end
 _CHI_SQUARE_95 = 3.84  # of one degree of freedom: what a second temperature has to gain to be taken (Wilks 1938)
 
@@ -15,9 +16,10 @@ class Calibration(nn.Module):
     """Divides the logits of each picture by a temperature that depends on how certain the network is.
 
     The inverse temperature goes from that of `undecided` to that of `certain` with the eighth power of the largest
-    uncalibrated probability. With both equal this is temperature scaling (Guo et al. 2017, arXiv:1706.04599); that a
-    temperature should follow the network's certainty is due to Balanya et al. (2022, arXiv:2208.00461). Two numbers
-    mend what one cannot: label smoothing puts a ceiling on probabilities, below which easy pictures crowd.
+    uncalibrated probability; near the eleventh, the held-out likelihood on CIFAR-10 is greatest, and flat around it.
+    With both equal this is temperature scaling (Guo et al. 2017, arXiv:1706.04599); that a temperature should follow
+    the network's certainty is due to Balanya et al. (2022, arXiv:2208.00461). Two numbers mend what one cannot: label
+    smoothing puts a ceiling on probabilities, below which easy pictures crowd.
     """
 
     def __init__(self, undecided: float, certain: float | None = None) -> None:
@@ -56,7 +58,7 @@ class Calibration(nn.Module):
 
 def _scaled(logits: Tensor, undecided: Tensor | float, certain: Tensor | float) -> Tensor:
     """Logits times an inverse temperature between the two given."""
-    share = logits.softmax(1).amax(1, keepdim=True) ** _POWER
+    share = logits.softmax(1).amax(1, keepdim=True) ** CERTAINTY_POWER
     return logits * (undecided + (certain - undecided) * share)
 
 

@@ -26,7 +26,7 @@ Observer = Callable[[int, float], None]
 _DEAR, _CHEAP, _FULL = 2, 1.4, 1.1
 
 # Share of half of what is in work that is computed at once by a network that costs less than Python.
-_NEARLY = 0.75
+_NEARLY = 0.5
 
 # They are waited for as long as this share of what their batch will take.
 _LINGER = 0.1

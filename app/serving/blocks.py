@@ -5,7 +5,7 @@ import math
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from app.serving.candidates import BLOCK
+from app.serving.candidates import BLOCK, FIXED
 from app.serving.curve import Curve
 from app.serving.engine import BlockKind, Engine, Pixels, Probabilities
 from app.serving.tryout import Result
@@ -48,12 +48,15 @@ def faster(kind: BlockKind, found: Result, plain: Result, curve: Curve) -> Block
         curve: of the ordinary engine, with all threads.
     """
     size = BLOCK[kind]
+    blocks, ordinary = Curve(found.seconds), Curve(plain.seconds)
     # On a machine that was faster or slower before, the proportion of the two holds.
-    share = found.seconds[size] / Curve(plain.seconds).estimate(size)
+    share = blocks.estimate(size) / ordinary.estimate(size)
     seconds = share * curve.estimate(size)
     if share > _WORTHWHILE or curve.rate > size / seconds:
         return None
-    return Blocks(kind=kind, seconds=seconds, least=math.ceil(size * share))
+    slower = [count for count, taken in found.seconds.items() if taken > ordinary.estimate(count)]
+    least = math.ceil(size * share) if kind in FIXED else 1 + max(slower, default=0)
+    return Blocks(kind=kind, seconds=seconds, least=least)
 
 
 class BlockEngine:

@@ -7,19 +7,22 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from app.serving import openvino, winograd
+from app.serving import native, openvino, winograd
 from app.serving.engine import AnyKind, BlockKind, Engine, Kind
+from app.serving.native import NativeEngine
 from app.serving.openvino import OpenVinoEngine, Precision
 from app.serving.turns import HALVES
 from training import machine, probe
 from training.artifact import SCRIPT, Manifest
 from training.errors import ArtifactError
 
-# Pictures in a block, as many bytes in either format: half as many, or twice, cost up to a tenth more each
-# (docs/performance.md).
-BLOCK: Mapping[BlockKind, int] = MappingProxyType(
-    {"openvino-bf16-winograd": 16, "openvino-f32-winograd": 8, "openvino-f32-winograd-large": 8}
-)
+# Pictures in a block. In bfloat16, half as many, or twice, cost up to a tenth more each (docs/performance.md); the
+# native engine takes any number, and reads its weights once for so many.
+BLOCK: Mapping[BlockKind, int] = MappingProxyType({"native-f32": 16, "openvino-bf16-winograd": 16})
+FIXED: frozenset[BlockKind] = frozenset(
+    {"openvino-bf16-winograd"}
+)  # whose incomplete blocks cost as much as whole ones
+_BLOCKS = "bf16-winograd"  # name of the network of those
 
 
 class Place(BaseModel):
@@ -48,22 +51,21 @@ def possible(device: Literal["cpu", "cuda"], cpuinfo: Path = machine.CPUINFO) ->
     """
     if device == "cuda":
         return ("torchscript-f16", "torchscript-f32")
-    kinds: tuple[Kind, ...] = ("openvino-f32", "torchscript-f32")
+    kinds: tuple[Kind, ...] = ("openvino-f32", "native-f32", "torchscript-f32")
     if machine.fast_bfloat16(cpuinfo):
-        kinds = ("openvino-bf16", "openvino-f32", "torchscript-bf16", "torchscript-f32")
+        kinds = ("openvino-bf16", "native-f32", "openvino-f32", "torchscript-bf16", "torchscript-f32")
     elif machine.has_bfloat16(cpuinfo):
-        kinds = ("openvino-f32", "openvino-bf16", "torchscript-f32", "torchscript-bf16")
-    return tuple(kind for kind in kinds if openvino.available() or not kind.startswith("openvino"))
+        kinds = ("openvino-f32", "native-f32", "openvino-bf16", "torchscript-f32", "torchscript-bf16")
+    there = {"torchscript": True, "openvino": openvino.available(), "native": native.AVAILABLE}
+    return tuple(kind for kind in kinds if there[kind.partition("-")[0]])
 
 
 def of_blocks(kind: Kind) -> tuple[BlockKind, ...]:
-    """The kinds that compute the same network in blocks of one size, with fewer multiplications."""
-    match kind:
-        case "openvino-bf16":
-            return ("openvino-bf16-winograd",)
-        case "openvino-f32":
-            return ("openvino-f32-winograd-large", "openvino-f32-winograd")
-    return ()
+    """The kinds that compute the same network in blocks with fewer multiplications, in numbers as long or longer."""
+    if kind in {"native-f32", "openvino-int8"}:
+        return ()
+    own: tuple[BlockKind, ...] = ("openvino-bf16-winograd",) if kind == "openvino-bf16" else ()
+    return (*own, "native-f32") if native.AVAILABLE else own
 
 
 def prepare(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> None:
@@ -72,6 +74,8 @@ def prepare(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> No
     Raises:
         ArtifactError: it cannot be converted; the message says why.
     """
+    if kind == "native-f32":
+        _prepare_plan(folder, manifest, place)
     if not kind.startswith("openvino"):
         return
     if not openvino.available():
@@ -81,10 +85,8 @@ def prepare(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> No
     network = _converted("f32", place)
     if not network.exists():
         openvino.convert(folder / SCRIPT, manifest.input_size, network)
-    match kind:
-        case "openvino-bf16-winograd" | "openvino-f32-winograd" | "openvino-f32-winograd-large":
-            if not (target := _of_blocks(kind, place)).exists():
-                winograd.convert(network, BLOCK[kind], target, large=kind == "openvino-f32-winograd-large")
+    if kind == "openvino-bf16-winograd" and not (target := _converted(_BLOCKS, place)).exists():
+        winograd.convert(network, BLOCK[kind], target)
     if kind == "openvino-int8" and not (target := _integers(manifest, place)).exists():
         if probe.PROBE not in manifest.files:
             raise ArtifactError(
@@ -94,10 +96,21 @@ def prepare(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> No
         openvino.quantise(network, probe.read(folder / probe.PROBE).pictures, target)
 
 
+def _prepare_plan(folder: Path, manifest: Manifest, place: Place) -> None:
+    if not native.AVAILABLE:
+        raise ArtifactError(
+            "native-f32 needs the modules that are compiled when Refit is installed. Install a C compiler and then "
+            "Refit again, or set APP_ENGINE=auto."
+        )
+    if not (target := _plan(place)).exists():
+        native.convert(folder / SCRIPT, manifest.input_size, target)
+
+
 def discard_blocks(kind: BlockKind, place: Place) -> None:
     """Remove what was converted for blocks that are not used."""
-    for suffix in (".xml", ".bin"):
-        _of_blocks(kind, place).with_suffix(suffix).unlink(missing_ok=True)
+    network = _converted(_BLOCKS, place)
+    for path in (_plan(place),) if kind == "native-f32" else (network, network.with_suffix(".bin")):
+        path.unlink(missing_ok=True)
 
 
 def make(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> Engine:
@@ -107,6 +120,8 @@ def make(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> Engin
         return OpenVinoEngine(path, manifest, precision, place.threads, place.instances, batch)
 
     match kind:
+        case "native-f32":
+            return NativeEngine(_plan(place), manifest, place.threads, place.instances)
         case "openvino-bf16":
             return of_openvino(_converted("f32", place), "bf16")
         case "openvino-f32":
@@ -114,15 +129,13 @@ def make(kind: AnyKind, folder: Path, manifest: Manifest, place: Place) -> Engin
         case "openvino-int8":
             return of_openvino(_integers(manifest, place), "int8")
         case "openvino-bf16-winograd":
-            return of_openvino(_of_blocks(kind, place), "bf16", BLOCK[kind])
-        case "openvino-f32-winograd" | "openvino-f32-winograd-large":
-            return of_openvino(_of_blocks(kind, place), "f32", BLOCK[kind])
+            return of_openvino(_converted(_BLOCKS, place), "bf16", BLOCK[kind])
     return _torchscript(kind, folder, manifest, place)
 
 
 def halved(kind: Kind, place: Place) -> Place | None:
     """The place for two batches at a time, each with half of the threads, if they can be divided."""
-    if not kind.startswith("openvino") or place.threads < HALVES:
+    if kind.startswith("torchscript") or place.threads < HALVES:
         return None
     return place.model_copy(update={"instances": HALVES})
 
@@ -154,8 +167,8 @@ def _integers(manifest: Manifest, place: Place) -> Path:
     return _converted("int8" if manifest.quantisation is None else "f32", place)
 
 
-def _of_blocks(kind: BlockKind, place: Place) -> Path:
-    return _converted(kind.removeprefix("openvino-"), place)
+def _plan(place: Place) -> Path:
+    return place.cache / "plan.safetensors"
 
 
 def _converted(name: str, place: Place) -> Path:

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from app.serving import candidates, tryout
+from app.serving import candidates, native, tryout
 from app.serving.blocks import BlockEngine, Blocks, faster
 from app.serving.candidates import Place
 from app.serving.curve import Curve
@@ -34,7 +35,10 @@ log = logging.getLogger(__name__)
 # in integers a sum is now and then rounded to another level: up to 0.013 on 64 training pictures with three networks.
 TOLERANCE = 0.02
 
-_FORMAT = 11  # of what is remembered: raise it whenever its meaning or the measuring changes
+# Of what the fastest engine takes for one picture; an engine that takes less computes the small batches.
+_SOONER = 0.9
+
+_FORMAT = 12  # of what is remembered: raise it whenever its meaning or the measuring changes
 _LIBRARIES = ("torch", "openvino", "nncf")
 
 
@@ -133,8 +137,8 @@ class Engines:
         tried = self._processes.try_out(
             tryout.Request(folder=folder, place=place, kinds=kinds, max_batch=self._max_batch, tolerance=TOLERANCE)
         )
-        best = _best(folder, dict(zip(kinds, tried, strict=True)), strict=self._wanted == "auto")
-        choice = Choice(kind=best, tried=tried)
+        kind = suited(folder, dict(zip(kinds, tried, strict=True)), strict=self._wanted == "auto")
+        choice = Choice(kind=kind, tried=tried)
         log.info("%s", _table(folder, choice))
         choice = choice.model_copy(update={"blocks": self._blocks(folder, choice, place)})
         _remember(place.cache, choice)
@@ -142,7 +146,11 @@ class Engines:
 
     def _blocks(self, folder: Path, choice: Choice, place: Place) -> Blocks | None:
         """Try whether large batches are faster in blocks, each with the threads that compute one then."""
-        kinds = candidates.of_blocks(choice.kind)
+        kinds = tuple(
+            kind
+            for kind in candidates.of_blocks(choice.kind)
+            if self._wanted == "auto" or kind.startswith(self._wanted)
+        )
         if not kinds or self._max_batch < max(size := candidates.BLOCK[kinds[0]], choice.curve.undivided + 1):
             return None
         sharing = HALVES if candidates.halved(choice.kind, place) else 1
@@ -183,6 +191,7 @@ class Engines:
             "script": manifest.files[SCRIPT].sha256,
             "machine": _describe(self._device),
             "libraries": {name: _installed(name) for name in _LIBRARIES},
+            "native": native.AVAILABLE,
             "wanted": self._wanted,
             "threads": self._threads,
             "max_batch": self._max_batch,
@@ -200,7 +209,8 @@ def _make(choice: Choice, folder: Path, manifest: Manifest, place: Place, large:
     if not large or choice.blocks is None:
         return engine
     blocks = candidates.make(choice.blocks.kind, folder, manifest, place)
-    return BlockEngine(blocks, engine, choice.blocks.size, choice.blocks.least)
+    size = choice.blocks.size if choice.blocks.kind in candidates.FIXED else sys.maxsize
+    return BlockEngine(blocks, engine, size, choice.blocks.least)
 
 
 @contextmanager
@@ -219,13 +229,25 @@ def _writable(cache: Path | None, name: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _best(folder: Path, tried: Mapping[Kind, Result], strict: bool) -> Kind:
+def suited(folder: Path, tried: Mapping[Kind, Result], strict: bool) -> Kind:
+    """The fastest engine, or one that computes single pictures sooner, if the fastest can do its large batches.
+
+    Args:
+        folder: of the version, for the message.
+        tried: what came of the engines.
+        strict: whether they have to answer as the artifact says, within `TOLERANCE`.
+
+    Raises:
+        ArtifactError: none can be used.
+    """
     able = {kind: result for kind, result in tried.items() if not result.error}
     right = [kind for kind, result in able.items() if result.distance <= TOLERANCE or not strict]
     if not right:
         reasons = "; ".join(f"{kind}: {result.error or _agreement(result)}" for kind, result in tried.items())
         raise ArtifactError(f"No engine can run {folder}. {reasons}")
-    return max(right, key=lambda kind: Curve(able[kind].seconds).rate)
+    fastest, *others = sorted(right, key=lambda kind: Curve(able[kind].seconds).rate, reverse=True)
+    sooner = (kind for kind in others if able[kind].seconds[1] < _SOONER * able[fastest].seconds[1])
+    return next((kind for kind in sooner if fastest in candidates.of_blocks(kind)), fastest)
 
 
 def _fastest(kinds: Sequence[BlockKind], tried: Sequence[Result], curve: Curve) -> Blocks | None:
@@ -259,9 +281,11 @@ def _table(folder: Path, choice: Choice) -> str:
             continue
         found = Curve(result.seconds)
         if result.kind == choice.kind:
-            verdict = "chosen: the fastest of those that agree"
+            verdict = "chosen"
+        elif result.distance > TOLERANCE:
+            verdict = f"above the tolerance of {TOLERANCE}"
         else:
-            verdict = "slower" if result.distance <= TOLERANCE else f"above the tolerance of {TOLERANCE}"
+            verdict = "slower" if found.rate < choice.curve.rate else "slower with one picture"
         lines.append(
             f"  {result.kind}: {found.rate:.0f} pictures/s in batches of {found.batch}, one in "
             f"{1000 * found.seconds[1]:.1f} ms, {_agreement(result)}; {verdict}"

@@ -10,10 +10,16 @@ from training.errors import ArtifactError
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
 Kind = Literal[
-    "openvino-bf16", "openvino-f32", "openvino-int8", "torchscript-bf16", "torchscript-f16", "torchscript-f32"
+    "native-f32",
+    "openvino-bf16",
+    "openvino-f32",
+    "openvino-int8",
+    "torchscript-bf16",
+    "torchscript-f16",
+    "torchscript-f32",
 ]
-# Compute blocks, beside one of the others; the last one with larger tiles, see `winograd`.
-BlockKind = Literal["openvino-bf16-winograd", "openvino-f32-winograd", "openvino-f32-winograd-large"]
+# Compute large batches in blocks, beside one of the others.
+BlockKind = Literal["native-f32", "openvino-bf16-winograd"]
 AnyKind = Kind | BlockKind
 
 
@@ -36,6 +42,13 @@ class Engine(Protocol):
 
     def predict(self, pictures: Pixels) -> Probabilities:
         """Probabilities float32 [N, classes] of pictures uint8 [N, 3, size, size], RGB."""
+
+
+def softmax(logits: Probabilities) -> Probabilities:
+    """Probabilities float32 [N, classes] of logits float32 [N, classes]."""
+    powers: Probabilities = np.exp(logits - logits.max(1, keepdims=True))
+    powers /= powers.sum(1, keepdims=True)
+    return powers
 
 
 def check_shape(engine: Engine, batch: int, size: int, classes: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from app.serving.engine import Pixels, Probabilities, check_shape
+from app.serving.engine import Pixels, Probabilities, check_shape, softmax
 from training import machine
 from training.artifact import Manifest
 from training.errors import ArtifactError
@@ -63,15 +63,6 @@ class OpenVinoEngine:
             # Pinned threads of several processes, or of a container with a quota, would all sit on the same cores.
             "ENABLE_CPU_PINNING": "NO",
         }
-        if batch and precision == "f32":
-            # Made for one size, it is compiled at once and not when a size is first seen, for seconds: what comes of it
-            # is kept, without the weights. What OpenVINO makes of many sums otherwise is no faster, and takes 70 MB
-            # more in each instance of a ResNet-18.
-            self._options |= {
-                "CACHE_DIR": str(path.parent / "compiled"),
-                "CACHE_MODE": "OPTIMIZE_SIZE",
-                "SNIPPETS_MODE": "DISABLE",
-            }
         self._instances = instances
         self._batch = batch
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -109,7 +100,7 @@ class OpenVinoEngine:
         try:
             # Without copies: the answer's buffer belongs to the request, and is read before the request is used again.
             logits = request.infer({0: self._filled(pictures)}, share_inputs=True, share_outputs=True)[0]
-            return _softmax(logits[: len(pictures)])
+            return softmax(logits[: len(pictures)])
         finally:
             self._requests.put(request)
 
@@ -187,9 +178,3 @@ def save(model: Any, target: Path) -> None:
         library().save_model(model, partial, compress_to_fp16=False)
         for suffix in (".bin", ".xml"):
             partial.with_suffix(suffix).replace(target.with_suffix(suffix))
-
-
-def _softmax(logits: Probabilities) -> Probabilities:
-    powers: Probabilities = np.exp(logits - logits.max(1, keepdims=True))
-    powers /= powers.sum(1, keepdims=True)
-    return powers

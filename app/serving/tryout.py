@@ -21,11 +21,12 @@ from training.artifact import Manifest
 from training.probe import Probe
 
 _ACCEPTED_PICTURES = 64  # that the answers of an engine are compared on
+_ALWAYS = 2  # engines that are tried however long they take
 _HOPELESS = 0.7  # of the rate of the best engine so far
 
 
 class Request(BaseModel):
-    """What is tried, and on what; after `seconds` no further engine is, if one can be used."""
+    """What is tried, and on what; after `seconds` no further engine is, if two were and one can be used."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -79,8 +80,8 @@ def run(request: Request) -> Iterator[Started | Result]:
     reference = _reference(request.folder, manifest)
     best = 0.0
     end = time.monotonic() + request.seconds
-    for kind in request.kinds:
-        if best and time.monotonic() > end:
+    for number, kind in enumerate(request.kinds):
+        if number >= _ALWAYS and best and time.monotonic() > end:
             yield Result(kind=kind, error="not tried: the time for it was over")
             continue
         yield Started(started=kind)

@@ -5,7 +5,6 @@ section 4.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,76 +18,28 @@ from training.errors import ArtifactError
 Array = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Filtering:
-    """F(m x m, 3x3) by the matrices of the paper, for tiles of t = m + 2 pixels on each side.
-
-    Attributes:
-        input: B^T, float32 [t, t].
-        filter: G, float32 [t, 3].
-        output: A^T, float32 [m, t].
-        by_axis: whether the input is transformed in one direction after the other, which takes fewer operations for
-            large tiles; for small ones it takes as many, and stores more in between.
-    """
-
-    input: Array
-    filter: Array
-    output: Array
-    by_axis: bool
-
-    @property
-    def step(self) -> int:
-        """Pixels on each side of what a tile gives."""
-        return len(self.output)
-
-
 def _matrix(*rows: Sequence[float]) -> Array:
     return np.array(rows, np.float32)
 
 
-# F(2x2, 3x3): four pixels for 16 multiplications. The last row of G and the last column of A^T have the other sign:
-# less is negated.
-_SMALL = Filtering(
-    input=_matrix([1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]),
-    filter=_matrix([1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, -1]),
-    output=_matrix([1, 1, 1, 0], [0, 1, -1, 1]),
-    by_axis=False,
-)
-
-# F(4x4, 3x3): 16 pixels for 36 multiplications, of numbers so unlike that their sums need the digits of float32.
-_LARGE = Filtering(
-    input=_matrix(
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ),
-    filter=_matrix(
-        [1 / 4, 0, 0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0, 0, 1],
-    ),
-    output=_matrix([1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]),
-    by_axis=True,
-)
+# F(2x2, 3x3): B^T, G and A^T of the paper, four pixels for 16 multiplications. The last row of G and the last column of
+# A^T have the other sign: less is negated. Larger tiles need the digits of float32.
+_INPUT = _matrix([1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1])
+_FILTER = _matrix([1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, -1])
+_OUTPUT = _matrix([1, 1, 1, 0], [0, 1, -1, 1])
+_STEP = len(_OUTPUT)  # pixels on each side of what a tile gives
 
 # What is saved grows with the number of channels on both sides, what the transforms cost with those on one.
 _LEAST_CHANNELS = 64
 
 
-def convert(source: Path, batch: int, target: Path, large: bool) -> None:
+def convert(source: Path, batch: int, target: Path) -> None:
     """Rewrite a converted network whose batches all have the same number of pictures.
 
     Args:
         source: of `openvino.convert`.
         batch: pictures in every batch; only then does OpenVINO fuse the sums that the transforms consist of.
         target: where the result goes.
-        large: tiles of 4x4 pixels instead of 2x2 where a picture has several, for a network that computes in float32.
 
     Raises:
         ArtifactError: none of its convolutions is of the kind, or large enough.
@@ -98,9 +49,7 @@ def convert(source: Path, batch: int, target: Path, large: bool) -> None:
     if not found:
         raise ArtifactError(f"{source} has no 3x3 convolution with {_LEAST_CHANNELS} channels or more.")
     for node in found:
-        # Pictures of a single tile leave so little to each of the 36 products that reading their weights takes longer.
-        by = _LARGE if large and min(_sides(node)) > _LARGE.step else _SMALL
-        node.output(0).replace(_filtered(node, by).output(0))
+        node.output(0).replace(_filtered(node).output(0))
     model.reshape([batch, *(dimension.get_length() for dimension in list(model.input().partial_shape)[1:])])
     openvino.save(model, target)
 
@@ -124,47 +73,35 @@ def _sides(node: Any) -> list[int]:
     return [side.get_length() for side in list(node.get_output_partial_shape(0))[2:]]
 
 
-def _filtered(node: Any, by: Filtering) -> Any:
+def _filtered(node: Any) -> Any:
     """The same convolution by tiles: input and filter are transformed, multiplied, and their products summed up."""
     ops = openvino.operations()
     weights, sides = node.input_value(1).get_node().get_data(), _sides(node)
-    filters = np.einsum("ia,jb,kcab->ijkc", by.filter, by.filter, weights)[..., None, None]
+    filters = np.einsum("ia,jb,kcab->ijkc", _FILTER, _FILTER, weights)[..., None, None]
 
-    def product_of(tiles: Any, kernel: Array) -> Any:
+    def product_of(row: Array, column: Array, kernel: Array) -> Any:
+        tiles = _taken(node.input_value(0), (row, column), weights.shape[1], sides)
         return ops.convolution(tiles, ops.constant(kernel), [1, 1], [0, 0], [0, 0], [1, 1])
 
-    tiles = _transformed(node.input_value(0), by, weights.shape[1], sides)
-    products = [list(map(product_of, *row)) for row in zip(tiles, filters, strict=True)]
-    columns = [[_sum(factors, of_column) for of_column in zip(*products, strict=True)] for factors in by.output]
-    results = [_sum(factors, columns[row]) for row, factors in product(range(by.step), by.output)]
-    whole = ops.depth_to_space(ops.concat(results, 1), "blocks_first", by.step)
+    products = [
+        [product_of(row, *column) for column in zip(_INPUT, line, strict=True)]
+        for row, line in zip(_INPUT, filters, strict=True)
+    ]
+    columns = [[_sum(factors, of_column) for of_column in zip(*products, strict=True)] for factors in _OUTPUT]
+    results = [_sum(factors, columns[row]) for row, factors in product(range(_STEP), _OUTPUT)]
+    whole = ops.depth_to_space(ops.concat(results, 1), "blocks_first", _STEP)
     # The last tile of a row or column may reach beyond the picture.
     return ops.slice(whole, *(ops.constant(np.array(values)) for values in ([0, 0], sides, [1, 1], [2, 3])))
 
 
-def _transformed(pixels: Any, by: Filtering, channels: int, sides: Sequence[int]) -> list[list[Any]]:
-    """The values of every tile, by row and column, each as a picture of all tiles."""
-
-    def taken(pixels: Any, *lines: Array | None) -> Any:
-        return _taken(pixels, lines, by.step, channels, sides)
-
-    if not by.by_axis:
-        return [[taken(pixels, row, column) for column in by.input] for row in by.input]
-    rows = [taken(pixels, row, None) for row in by.input]
-    return [[taken(row, None, column) for column in by.input] for row in rows]
-
-
-def _taken(pixels: Any, lines: Sequence[Array | None], step: int, channels: int, sides: Sequence[int]) -> Any:
-    """A convolution of each channel that takes the sum of a line of each tile, in one or both directions."""
+def _taken(pixels: Any, lines: Sequence[Array], channels: int, sides: Sequence[int]) -> Any:
+    """A convolution of each channel that takes the sum of a line of each tile, in both directions."""
     options: list[tuple[int, ...]] = []
     kernel = np.ones((1, 1), np.float32)
     for axis, (line, side) in enumerate(zip(lines, sides, strict=True)):
-        if line is None:
-            options.append((1, 0, 0, 1))
-            continue
-        first, second, *_ = taps = np.flatnonzero(line).tolist()  # equally far apart, as a convolution can be dilated
-        last_pixel = (-(-side // step) - 1) * step + taps[-1] - 1
-        options.append((step, 1 - first, last_pixel - (side - 1), second - first))
+        first, second = taps = np.flatnonzero(line).tolist()
+        last_pixel = (-(-side // _STEP) - 1) * _STEP + second - 1
+        options.append((_STEP, 1 - first, last_pixel - (side - 1), second - first))
         kernel = kernel * np.expand_dims(line[taps], 1 - axis)
     ops = openvino.operations()
     kernels = ops.constant(np.tile(kernel, (channels, 1, 1, 1, 1)))
@@ -175,10 +112,7 @@ def _sum(factors: Array, terms: Sequence[Any]) -> Any:
     ops = openvino.operations()
     total = None
     for factor, term in zip(factors, terms, strict=True):
-        if not factor:
-            continue
-        size = abs(factor)
-        scaled = term if size == 1 else ops.multiply(term, ops.constant(size))
-        # The first factor of every line is positive.
-        total = scaled if total is None else (ops.add if factor > 0 else ops.subtract)(total, scaled)
+        if factor:
+            # The first factor of every line is positive.
+            total = term if total is None else (ops.add if factor > 0 else ops.subtract)(total, term)
     return total

@@ -147,9 +147,9 @@ def test_what_arrives_together_is_computed_together() -> None:
         (1, 1, [1, 1, 1]),
         (1, 3, [2, 2, 2]),
         (1, 12, [2, 6, 6]),
-        (1e-5, 1, [1, 1, 1]),  # costs less than Python: three quarters of half
+        (1e-5, 1, [1, 1, 1]),  # costs less than Python: half of that
         (1e-5, 3, [2, 1, 1]),
-        (1e-5, 12, [2, 5, 5]),
+        (1e-5, 12, [2, 3, 3]),
     ],
 )
 def test_batch_begins_before_all_was_looked_at_with_half_of_what_is_in_work(

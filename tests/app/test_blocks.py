@@ -48,16 +48,23 @@ def tried(kind: AnyKind, **seconds: float) -> Result:
 
 
 def test_blocks_are_used_where_they_save_enough() -> None:
-    curve = Curve({1: 0.01, 8: 0.08, 16: 0.16})  # a busier minute than the one in which the two were timed
-    plain = tried("openvino-f32", of_1=0.005, of_8=0.04)
-    quick, slow = (tried("openvino-f32-winograd", of_8=taken) for taken in (0.02, 0.039))
-    blocks = faster("openvino-f32-winograd", quick, plain, curve)
-    assert blocks == Blocks(kind="openvino-f32-winograd", seconds=0.04, least=4)
-    assert blocks.applied(curve).seconds == {1: 0.01, 8: 0.04}
-    assert faster("openvino-f32-winograd", slow, plain, curve) is None
+    curve = Curve({1: 0.01, 16: 0.16, 32: 0.32})  # a busier minute than the one in which the two were timed
+    plain = tried("openvino-bf16", of_1=0.005, of_16=0.08)
+    quick, slow = (tried("openvino-bf16-winograd", of_16=taken) for taken in (0.04, 0.078))
+    blocks = faster("openvino-bf16-winograd", quick, plain, curve)
+    assert blocks == Blocks(kind="openvino-bf16-winograd", seconds=0.08, least=8)
+    assert blocks.applied(curve).seconds == {1: 0.01, 16: 0.08}
+    assert faster("openvino-bf16-winograd", slow, plain, curve) is None
+
+
+def test_blocks_of_any_size_are_used_from_where_they_are_faster() -> None:
+    curve = Curve({1: 0.01, 16: 0.16})
+    plain = tried("openvino-f32", of_1=0.01, of_2=0.02, of_4=0.04, of_8=0.08, of_16=0.16)
+    found = tried("native-f32", of_1=0.02, of_2=0.025, of_4=0.03, of_8=0.04, of_16=0.08)
+    assert faster("native-f32", found, plain, curve) == Blocks(kind="native-f32", seconds=0.08, least=3)
 
 
 def test_blocks_are_not_used_where_larger_batches_are_faster() -> None:
-    curve = Curve({1: 0.01, 8: 0.08, 64: 0.3})
-    found, plain = tried("openvino-f32-winograd", of_8=0.03), tried("openvino-f32", of_1=0.005, of_8=0.04)
-    assert faster("openvino-f32-winograd", found, plain, curve) is None
+    curve = Curve({1: 0.01, 16: 0.16, 64: 0.3})
+    found, plain = tried("openvino-bf16-winograd", of_16=0.06), tried("openvino-bf16", of_1=0.005, of_16=0.08)
+    assert faster("openvino-bf16-winograd", found, plain, curve) is None
