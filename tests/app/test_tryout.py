@@ -29,6 +29,15 @@ def test_engine_that_fails_costs_only_itself(folder: Path, tmp_path: Path) -> No
     assert set(found.seconds) == {1, 2}
 
 
+def test_two_engines_are_tried_however_long_that_takes(folder: Path, tmp_path: Path) -> None:
+    kinds: tuple[Kind, ...] = ("torchscript-f32", "openvino-f32", "torchscript-bf16")
+    place = Place(device="cpu", threads=1, cache=tmp_path)
+    request = tryout.Request(folder=folder, place=place, kinds=kinds, max_batch=2, tolerance=0.01, seconds=0)
+    *found, left_out = (line.error for line in tryout.run(request) if isinstance(line, Result))
+    assert found == [None, None]
+    assert "the time for it was over" in str(left_out)
+
+
 def test_of_two_tries_each_batch_counts_at_its_best() -> None:
     first = Result(kind="openvino-f32", seconds={1: 0.1, 2: 0.3})
     again = Result(kind="openvino-f32", seconds={1: 0.2, 2: 0.2, 4: 0.4})
