@@ -151,8 +151,8 @@ class _Tracing:
         if kind not in _NODES or not isinstance(inputs[0], taken):
             raise ArtifactError(f"There is no step for {kind}.")
         found = self._known[output.debugName()] = _NODES[kind](self, *inputs)
-        if isinstance(found, _Number) and len(output.uses()) == 1:
-            self._once.add(found)
+        if isinstance(found, _Number):
+            (self._once.add if len(output.uses()) == 1 else self._once.discard)(found)
 
     def finished(self, answer: str) -> Plan:
         """The whole plan, whose last value has to be the answer."""
@@ -177,6 +177,8 @@ class _Tracing:
     def _pool(
         self, kind: Literal["maximum", "sum"], source: _Number, kernel: int = 1, stride: int = 1, pad: int = 0
     ) -> _Number:
+        if not source:
+            raise ArtifactError("There is no step for pictures that do not come to a convolution first.")
         channels = self._plan.values[source].channels
         target = len(self._plan.values)
         step = Step(kind=kind, source=source, target=target, kernel=kernel, stride=stride, pad=pad)
@@ -227,7 +229,8 @@ class _Tracing:
     def add(self, one: _Number, other: Any, times: float) -> _Number:
         for value, residual in ((one, other), (other, one)):
             step = self._open(value)
-            if step and step.residual is None and isinstance(residual, _Number) and times == 1:
+            whole = isinstance(residual, _Number) and residual != 0  # the pictures' channels are not filled up
+            if step and step.residual is None and whole and times == 1:
                 self._plan.steps[-1] = step.model_copy(update={"residual": int(residual)})
                 return value
         raise ArtifactError("There is no step for a sum whose terms are used elsewhere as well.")
@@ -280,7 +283,8 @@ class _Tracing:
         return source
 
     def divide(self, source: _Number, by: Any) -> _Number:
-        if not self._open(source) or not isinstance(by, float):
+        step = self._open(source)
+        if not step or step.residual is not None or not isinstance(by, float):
             raise ArtifactError("There is no step for this division.")
         self._scale(1 / by)
         return source

@@ -66,6 +66,24 @@ def test_norms_without_a_convolution_before_them_have_a_step(tmp_path: Path) -> 
     ]
 
 
+def test_values_that_are_used_twice_stay_as_they_are(tmp_path: Path) -> None:
+    def function(conv: nn.Module, x: Tensor) -> Tensor:
+        both = conv(x) + other(x)
+        return mean(conv_of(F.relu(both)) + both)
+
+    def conv_of(x: Tensor) -> Tensor:
+        return F.conv2d(x, torch.ones(8, 8, 1, 1))
+
+    made = traced(Of(function), tmp_path)
+    assert steps(made) == [
+        ("convolution", 3, 1, None, "linear"),
+        ("convolution", 3, 1, 1, "linear"),
+        ("sum", 1, 1, None, "relu"),
+        ("convolution", 1, 1, 2, "linear"),
+        ("sum", 16, 1, None, "linear"),
+    ]
+
+
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     made = traced(resnet.build("fast_resnet", 5, {"widths": [8, 8, 8]}), tmp_path, size=32)
     made.save(tmp_path / "plan.safetensors")
@@ -75,6 +93,10 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
         pairs = zip(getattr(again, name), getattr(made, name), strict=True)
         assert all((one == other).all() for one, other in pairs)
     assert [path.name for path in tmp_path.glob("plan*")] == ["plan.safetensors"]
+
+
+def other(pictures: Tensor) -> Tensor:
+    return F.conv2d(pictures, torch.ones(8, 3, 3, 3), padding=1)
 
 
 def mean(pictures: Tensor) -> Tensor:
@@ -94,6 +116,9 @@ def mean(pictures: Tensor) -> Tensor:
         (lambda conv, x: mean(torch.relu(conv(x)) + 1), "a sum"),
         (lambda conv, x: mean(torch.add(conv(x), conv(x), alpha=2)), "a sum"),
         (lambda conv, x: mean(conv(x) / conv(x)), "division"),
+        (lambda conv, x: mean((conv(x) + other(x)) / x.shape[1]), "division"),
+        (lambda conv, x: mean(conv(torch.relu(x))), "convolution first"),
+        (lambda conv, x: mean(F.conv2d(conv(x), torch.ones(3, 8, 1, 1)) + x), "a sum"),
         (lambda conv, x: mean(conv(x)[:, :, 1:]), "part of a picture"),
         (lambda conv, x: mean(F.relu(conv(x)[:, :, ::2])), "aten::relu"),
         (lambda conv, x: mean(F.pad(conv(x)[:, :, ::2, ::2], (1, 1))), "padding"),
