@@ -137,7 +137,8 @@ class Engines:
         tried = self._processes.try_out(
             tryout.Request(folder=folder, place=place, kinds=kinds, max_batch=self._max_batch, tolerance=TOLERANCE)
         )
-        kind = suited(folder, dict(zip(kinds, tried, strict=True)), strict=self._wanted == "auto")
+        by_kind = dict(zip(kinds, tried, strict=True))
+        kind = suited(folder, by_kind, self._max_batch, strict=self._wanted == "auto")
         choice = Choice(kind=kind, tried=tried)
         log.info("%s", _table(folder, choice))
         choice = choice.model_copy(update={"blocks": self._blocks(folder, choice, place)})
@@ -151,8 +152,9 @@ class Engines:
             for kind in candidates.of_blocks(choice.kind)
             if self._wanted == "auto" or kind.startswith(self._wanted)
         )
-        if not kinds or self._max_batch < max(size := candidates.BLOCK[kinds[0]], choice.curve.undivided + 1):
+        if not kinds or not _large(kinds[0], choice.curve, self._max_batch):
             return None
+        size = candidates.BLOCK[kinds[0]]
         sharing = HALVES if candidates.halved(choice.kind, place) else 1
         request = tryout.Request(
             folder=folder,
@@ -229,12 +231,13 @@ def _writable(cache: Path | None, name: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def suited(folder: Path, tried: Mapping[Kind, Result], strict: bool) -> Kind:
+def suited(folder: Path, tried: Mapping[Kind, Result], max_batch: int, strict: bool) -> Kind:
     """The fastest engine, or one that computes single pictures sooner, if the fastest can do its large batches.
 
     Args:
         folder: of the version, for the message.
         tried: what came of the engines.
+        max_batch: most pictures in a batch.
         strict: whether they have to answer as the artifact says, within `TOLERANCE`.
 
     Raises:
@@ -247,7 +250,16 @@ def suited(folder: Path, tried: Mapping[Kind, Result], strict: bool) -> Kind:
         raise ArtifactError(f"No engine can run {folder}. {reasons}")
     fastest, *others = sorted(right, key=lambda kind: Curve(able[kind].seconds).rate, reverse=True)
     sooner = (kind for kind in others if able[kind].seconds[1] < _SOONER * able[fastest].seconds[1])
-    return next((kind for kind in sooner if fastest in candidates.of_blocks(kind)), fastest)
+    for kind in sooner:
+        blocks = (block for block in candidates.of_blocks(kind) if block == fastest)
+        if any(_large(block, Curve(able[kind].seconds), max_batch) for block in blocks):
+            return kind
+    return fastest
+
+
+def _large(kind: BlockKind, curve: Curve, max_batch: int) -> bool:
+    """Whether batches become so large that blocks are worth having, beside an engine of the given curve."""
+    return max(candidates.BLOCK[kind], curve.undivided + 1) <= max_batch
 
 
 def _fastest(kinds: Sequence[BlockKind], tried: Sequence[Result], curve: Curve) -> Blocks | None:

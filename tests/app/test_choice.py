@@ -110,6 +110,7 @@ def test_engine_that_is_named_computes_large_batches_too(tmp_path: Path) -> None
         ((0.010, 0.16), ("native-f32", 0.011, 0.08), "native-f32"),
         ((0.010, 0.16), ("native-f32", 0.020, 0.20), "openvino-f32"),
         ((0.010, 0.08), ("torchscript-f32", 0.008, 0.20), "openvino-f32"),
+        ((0.0003, 0.002), ("native-f32", 0.0004, 0.0016), "native-f32"),  # so cheap that no batch is large
     ],
 )
 def test_small_batches_are_computed_by_who_is_sooner_if_the_fastest_can_do_the_large_ones(
@@ -121,7 +122,7 @@ def test_small_batches_are_computed_by_who_is_sooner_if_the_fastest_can_do_the_l
         return Result(kind=kind, seconds={1: one, 16: sixteen})
 
     tried: dict[Kind, Result] = {"openvino-f32": result("openvino-f32", *openvino), other[0]: result(*other)}
-    assert choice.suited(tmp_path, tried, strict=True) == chosen
+    assert choice.suited(tmp_path, tried, max_batch=64, strict=True) == chosen
 
 
 def test_damaged_memory_is_chosen_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
