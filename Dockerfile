@@ -22,12 +22,14 @@ RUN python -m pip --python /opt/venv/bin/python install --constraint constraints
 FROM python:3.11-slim AS package
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
-# For the modules that decode pictures and compute networks. The official image has Python's headers; one in its place may be Debian's, without.
+# For the modules that decode pictures and compute networks. The official image has Python's headers; one in its place may
+# be Debian's, without.
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev python3-dev
 COPY pyproject.toml README.md ./
 COPY training training
 COPY app app
-RUN python -m pip install --no-deps --target /opt/refit . && ls /opt/refit/app/serving/kernels.*.so /opt/refit/training/rows.*.so /opt/refit/training/scan.*.so
+RUN python -m pip install --no-deps --target /opt/refit . \
+    && ls /opt/refit/app/serving/kernels.*.so /opt/refit/training/rows.*.so /opt/refit/training/scan.*.so
 
 
 FROM python:3.11-slim

@@ -1,8 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Only links and unpacked wheels matter inside .venv: the constraints pin the set that the tests passed with.
 SOURCES := pyproject.toml constraints.txt $(wildcard app/serving/*.pyx app/serving/*.h training/*.pyx)
+# Only links and unpacked wheels matter inside .venv: the constraints pin the set that the tests passed with.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help install serve test bench bench-train lint format clean

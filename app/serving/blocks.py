@@ -1,4 +1,4 @@
-"""Blocks: large batches computed in parts of a fixed size, by a network that is made for that size."""
+"""Blocks: large batches computed by another engine than small ones, all at once or in parts of a fixed size."""
 
 import math
 
@@ -63,7 +63,7 @@ class BlockEngine:
     """Computes blocks with one engine and what is left over with another; as many batches at a time as both can.
 
     Args:
-        blocks: for `size` pictures at a time; fewer cost as much.
+        blocks: for up to `size` pictures at a time.
         rest: for any number of pictures.
         size: pictures in a block.
         least: pictures from which an incomplete block costs less than with `rest`.

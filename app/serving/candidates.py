@@ -19,10 +19,9 @@ from training.errors import ArtifactError
 # Pictures in a block. In bfloat16, half as many, or twice, cost up to a tenth more each (docs/performance.md); the
 # native engine takes any number, and reads its weights once for so many.
 BLOCK: Mapping[BlockKind, int] = MappingProxyType({"native-f32": 16, "openvino-bf16-winograd": 16})
-FIXED: frozenset[BlockKind] = frozenset(
-    {"openvino-bf16-winograd"}
-)  # whose incomplete blocks cost as much as whole ones
-_BLOCKS = "bf16-winograd"  # name of the network of those
+# Kinds whose incomplete blocks cost as much as whole ones.
+FIXED: frozenset[BlockKind] = frozenset({"openvino-bf16-winograd"})
+_BLOCKS = "bf16-winograd"  # name of the network that computes these
 
 
 class Place(BaseModel):
