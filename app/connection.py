@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, TypedDict, cast
 
 from starlette.responses import Response
@@ -14,12 +15,15 @@ from uvicorn.protocols.utils import get_client_addr
 from app.access_log import ACCESS
 from app.api.disconnect import Client
 from app.errors import TooSlowError, respond
+from app.refusal import Refusals
 from app.transport import GatheringTransport
 
 log = logging.getLogger(__name__)
 
 _LEAST_RATE = 10_000  # bytes a second
 _CYCLE = "refit.cycle"
+
+Header = tuple[bytes, bytes]
 
 
 class State(TypedDict):
@@ -29,10 +33,12 @@ class State(TypedDict):
         receive_seconds: that a request may take to arrive, besides one for every 10 kB of it.
         stopping: set by the first connection that hears of the server's end, which the application hears of only when
             all answers have ended.
+        refusals: what is answered without being parsed.
     """
 
     receive_seconds: float
     stopping: asyncio.Event
+    refusals: Refusals
 
 
 class Connection(HttpToolsProtocol):
@@ -49,10 +55,14 @@ class Connection(HttpToolsProtocol):
         self._client = Client()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, GatheringTransport(transport, self.loop)))
+        self._gathering = GatheringTransport(transport, self.loop)
+        super().connection_made(cast(asyncio.Transport, self._gathering))
         self._expect()
 
     def data_received(self, data: bytes) -> None:
+        if self._between and (answer := self.app_state["refusals"].answer(data)):
+            self._refuse(answer, data)
+            return
         super().data_received(data)
         if self.cycle is not None and self.cycle.scope is self.scope and not self.cycle.more_body:
             if self._timer:
@@ -79,6 +89,27 @@ class Connection(HttpToolsProtocol):
         self.app_state["stopping"].set()
         super().shutdown()
 
+    @property
+    def _between(self) -> bool:
+        """Whether all requests that have begun to arrive are answered, and the client reads the answers."""
+        if self.flow.write_paused or self.pipeline:
+            return False
+        if self.cycle is None:
+            return self.scope is None
+        return self._answered() and self.cycle.response_complete and not self.cycle.more_body
+
+    def _refuse(self, answer: Response, data: bytes) -> None:
+        """Send the answer to a request that was not parsed."""
+        self._stop()
+        self._gathering.send(_refusal(answer, tuple(self.server_state.default_headers)))
+        if self.access_log:
+            client, line = ":".join(map(str, self.client or ())), data.partition(b"\r\n")[0].decode("ascii")
+            self.access_logger.info('%s - "%s" %d', client, line, answer.status_code)
+        alarm = self.timeout_keep_alive_task
+        # To set it anew each time takes longer than all else; a second of two minutes is of no matter.
+        if alarm is None or alarm.when() - self.loop.time() < self.timeout_keep_alive - 1:
+            self.on_response_complete()
+
     def _expect(self) -> None:
         """Begin to wait for a request, or for the rest of one."""
         self._since, self._received = self.loop.time(), 0
@@ -99,13 +130,13 @@ class Connection(HttpToolsProtocol):
             return
         log.info("Closed a connection of %s: the request did not arrive in time", self.client and self.client[0])
         if self.scope is not None and (self.cycle is None or not self._answered()):
-            self._refuse()
+            self._give_up()
         self.transport.close()
 
     def _answered(self) -> bool:
         return self.cycle.scope is self.scope and self.cycle.response_started
 
-    def _refuse(self) -> None:
+    def _give_up(self) -> None:
         answer = respond(
             TooSlowError(f"The request came at less than {_LEAST_RATE / 1000:g} kB a second. Send it anew.")
         )
@@ -152,7 +183,12 @@ def _send(answer: Response, scope: Scope, cycle: RequestResponseCycle) -> None:
     cycle.on_response()
 
 
-def _encoded(answer: Response, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+@lru_cache(maxsize=1)
+def _refusal(answer: Response, defaults: tuple[Header, ...]) -> bytes:
+    return _encoded(answer, (*defaults, *answer.raw_headers))
+
+
+def _encoded(answer: Response, headers: Iterable[Header]) -> bytes:
     """An answer as it is sent, with these headers."""
     lines = [b"%s: %s\r\n" % header for header in headers]
     return b"".join((STATUS_LINE[answer.status_code], *lines, b"\r\n", answer.body))

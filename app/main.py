@@ -21,6 +21,7 @@ from app.feedback.recorder import Recorder
 from app.feedback.store import Store
 from app.jobs.queue import JobQueue
 from app.middleware import ApiKey, BodyLimit, Keys, Limit
+from app.refusal import Refusals
 from app.registry import Registry
 from app.service import Service
 from app.serving.admission import Admission
@@ -107,7 +108,11 @@ def create_app(settings: Settings | None = None) -> App:
         background = Background(watched=apart)
         following = asyncio.create_task(_follow(service.registry, loading, background))
         try:
-            yield State(receive_seconds=settings.max_receive_seconds, stopping=service.stopping)
+            yield State(
+                receive_seconds=settings.max_receive_seconds,
+                stopping=service.stopping,
+                refusals=Refusals(service.admission),
+            )
         finally:
             engines.close()  # first: loading waits for what is being tried
             for task in (loading, following):

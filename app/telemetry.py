@@ -111,6 +111,11 @@ class Prediction:
                 batch_wait(timing.batch_wait)
 
 
+def count_refusal(status: int) -> None:
+    """Take note of a request for a prediction that is answered before anything is done for it."""
+    _counter("", "", status).inc()
+
+
 def prediction_of(scope: Scope) -> Prediction:
     """The record of a request, for who handles it to fill."""
     found: Prediction = scope[_SCOPE]

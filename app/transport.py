@@ -33,6 +33,11 @@ class GatheringTransport:
         if self._bytes > _MOST_BYTES:
             self.flush()
 
+    def send(self, data: bytes) -> None:
+        """Send bytes at once, after those that were written before."""
+        self._parts.append(data)
+        self.flush()
+
     def flush(self) -> None:
         """Send what was written."""
         parts, self._parts, self._bytes = self._parts, [], 0

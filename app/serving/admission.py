@@ -40,24 +40,26 @@ class Admission:
         Raises:
             OverloadedError: there is no room; it says when to come back.
         """
-        self.check_wait()
-        if self.pictures >= self.max_pictures:
-            raise self.refusal(f"{self.pictures} pictures are in work")
+        if error := self.refusal():
+            raise error
         ticket = Ticket(self)
         ticket.read(size)
         ticket.count(1)
         return ticket
 
-    def check_wait(self) -> None:
-        """Return if a picture that comes now need not wait too long.
+    def refusal(self, before: int = 0) -> OverloadedError | None:
+        """The error for a picture that comes now, if there is no room for another one after so many `before` it."""
+        if self.pictures + before >= self.max_pictures:
+            return self.full(f"{self.max_pictures} pictures are in work")
+        return self.delay()
 
-        Raises:
-            OverloadedError: it would.
-        """
+    def delay(self) -> OverloadedError | None:
+        """The error for a picture that comes now, if it would wait too long."""
         if self.pace.wait() > self.max_wait:
-            raise self.refusal(f"The pictures in work take more than {self.max_wait:g} seconds")
+            return self.full(f"The pictures in work take more than {self.max_wait:g} seconds")
+        return None
 
-    def refusal(self, reason: str) -> OverloadedError:
+    def full(self, reason: str) -> OverloadedError:
         """The error for a client that is turned away for `reason`; the wait is for what is in work now."""
         seconds = min(max(1, math.ceil(self.pace.wait())), _LONGEST_RETRY_SECONDS)
         return OverloadedError(
@@ -90,7 +92,7 @@ class Ticket:
             return
         admission = self._admission
         if admission.bytes - self.bytes >= admission.max_bytes:
-            raise admission.refusal(f"{admission.bytes / 1e6:.0f} MB of pictures are in work")
+            raise admission.full(f"{admission.bytes / 1e6:.0f} MB of pictures are in work")
         admission.bytes += size - self.bytes
         self.bytes = size
 
@@ -100,7 +102,8 @@ class Ticket:
         Raises:
             OverloadedError: others that were read meanwhile take too long.
         """
-        self._admission.check_wait()
+        if error := self._admission.delay():
+            raise error
         self.count(pictures)
         self._begun = True
         self._admission.pace.begin(pictures)

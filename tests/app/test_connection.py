@@ -14,6 +14,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from app.connection import State
+from app.refusal import Refusals
+from app.serving.admission import Admission
 from tests.app.process import listening
 
 SECONDS = 0.5
@@ -29,7 +31,7 @@ async def count(request: Request) -> PlainTextResponse:
 
 @asynccontextmanager
 async def lifespan(_: Starlette) -> AsyncIterator[State]:
-    yield State(receive_seconds=SECONDS, stopping=asyncio.Event())
+    yield State(receive_seconds=SECONDS, stopping=asyncio.Event(), refusals=Refusals(Admission(0, 0)))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,15 @@ def test_second_request_of_a_connection_has_its_own_time(connection: socket.sock
     time.sleep(2 * SECONDS)  # nothing is expected of the client here
     connection.sendall(headers("/now", 3) + b"ab")
     assert rest(connection).startswith(b"HTTP/1.1 408 ")
+
+
+def test_client_that_is_refused_may_stay_silent(connection: socket.socket) -> None:
+    for _ in range(2):
+        connection.sendall(headers("/predict", 3) + b"abc")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 429 ")
+        time.sleep(2 * SECONDS)  # nothing is expected of it here
+    connection.sendall(headers("/now", 3, "Connection: close") + b"abc")
+    assert rest(connection).endswith(b"3")
 
 
 def test_body_that_comes_fast_enough_may_take_longer(connection: socket.socket) -> None:

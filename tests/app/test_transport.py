@@ -57,6 +57,16 @@ def test_what_is_written_in_one_turn_is_sent_at_once() -> None:
     run(scenario)
 
 
+def test_what_is_sent_at_once_comes_after_what_waits() -> None:
+    async def scenario(transport: GatheringTransport, counted: Counted, reader: asyncio.StreamReader) -> None:
+        transport.write(b"first ")
+        transport.send(b"second")
+        assert counted.writes == [12]
+        assert await reader.readexactly(12) == b"first second"
+
+    run(scenario)
+
+
 def test_much_is_not_held() -> None:
     async def scenario(transport: GatheringTransport, counted: Counted, reader: asyncio.StreamReader) -> None:
         for _ in range(4):
