@@ -7,9 +7,9 @@ import httpx
 from bench import wrk
 from bench.wrk import Outcome
 
-# Several times as many as may be in work; wrk looks through all that think whenever something happens.
-_USERS = 400
-_CALIBRATIONS = 2
+# Twice as many as may be in work; wrk looks through all that think whenever something happens.
+_USERS = 256
+_CALIBRATIONS = 3
 _CALIBRATION_SECONDS = 3
 _RESPITE_SECONDS = 1
 
@@ -20,10 +20,10 @@ def run(url: str, body: bytes, content_type: str, rate: float, seconds: float) -
     Each user thinks for a random time between an answer and the next request. How long, follows from the rate and from
     how long answers take, which short loads before tell.
     """
-    each = thinks = 1000 * _USERS / rate
+    thinks = 1000 * _USERS / rate
     for _ in range(_CALIBRATIONS):
-        waits = wrk.load(url, body, content_type, _USERS, _CALIBRATION_SECONDS, thinks).mean
-        thinks = max(each - waits, 0)
+        found = wrk.load(url, body, content_type, _USERS, _CALIBRATION_SECONDS, thinks)
+        thinks *= (found.rate + found.refused) / rate
     return wrk.load(url, body, content_type, _USERS, seconds, thinks)
 
 

@@ -1,4 +1,8 @@
-"""Load from wrk, which takes a hundredth of what the service takes for the same requests."""
+"""Load from wrk, which takes a hundredth of what the service takes for the same requests.
+
+It runs on the same machine, so it is scheduled as batch work (sched(7)): it has its share of the processors, but takes
+none at the moment in which an answer comes, from whoever computes the next one.
+"""
 
 import json
 import os
@@ -40,7 +44,18 @@ def load(
         seconds: how long, at least one.
         think: milliseconds that each connection waits before each request, on average; none if not given.
     """
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{round(seconds)}s", "--timeout", _TIMEOUT, "--latency"]
+    command = [
+        "chrt",
+        "--batch",
+        "0",
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{round(seconds)}s",
+        "--timeout",
+        _TIMEOUT,
+        "--latency",
+    ]
     with tempfile.NamedTemporaryFile() as file:
         file.write(body)
         file.flush()
