@@ -36,7 +36,7 @@ class Refusals:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._loop = asyncio.get_running_loop()
-        self._passed = 0  # requests that will enter in this turn of the event loop
+        self._passed = 0  # of these requests, those that are about to enter
 
     def answer(self, data: bytes) -> Response | None:
         """The answer to a request, or None if it is to be treated as any other.
@@ -44,12 +44,12 @@ class Refusals:
         Args:
             data: what a connection between two requests received at once.
         """
+        if not _is_whole(data):
+            return None
         error = self._admission.refusal(self._passed)
         if error is None:
             self._passed += 1
             self._loop.call_soon(self._enter)  # before its task, which is about to be made
-            return None
-        if not _is_whole(data):
             return None
         count_refusal(error.status)
         return _respond(str(error), error.retry_after)

@@ -141,8 +141,8 @@ def test_what_is_refused_is_one_request_to_the_parser_too(lines: list[bytes], bo
 
 
 def test_requests_that_arrive_together_share_the_places() -> None:
-    data = request(b"Content-Length: 4")
-    assert [answer is None for answer in answers(data, data, data, places=2)] == [True, True, False]
+    data, other = request(b"Content-Length: 4"), request(first=b"GET /healthz HTTP/1.1", body=b"")
+    assert [answer is None for answer in answers(other, data, other, data, data, places=2)] == 4 * [True] + [False]
 
 
 def test_place_is_free_again_when_nobody_took_it() -> None:
