@@ -35,8 +35,8 @@ function done(summary, latency)
   -- The slowest answers are those of requests that were let in.
   local among = math.max(accepted, 1) / math.max(accepted + refused + others, 1)
   io.write(string.format(
-    'RESULT {"rate":%.3f,"refused":%.3f,"errors":%d,"p50":%.3f,"p99":%.3f,"mean":%.3f}\n',
+    'RESULT {"rate":%.3f,"refused":%.3f,"errors":%d,"p50":%.3f,"p99":%.3f}\n',
     accepted / seconds, refused / seconds,
     others + errors.connect + errors.read + errors.write + errors.timeout,
-    latency:percentile(100 - 50 * among) / 1e3, latency:percentile(100 - among) / 1e3, latency.mean / 1e3))
+    latency:percentile(100 - 50 * among) / 1e3, latency:percentile(100 - among) / 1e3))
 end

@@ -20,7 +20,7 @@ class Outcome:
     """What came of a load.
 
     `rate` is answers a second with 200, `refused` those with 429 or 503 and `Retry-After`; `errors` counts all others
-    and broken connections. `p50` and `p99` are of the answers with 200 and `mean` of all, in milliseconds.
+    and broken connections. `p50` and `p99` are of the answers with 200, in milliseconds.
     """
 
     rate: float
@@ -28,7 +28,6 @@ class Outcome:
     errors: int
     p50: float
     p99: float
-    mean: float
 
 
 def load(
