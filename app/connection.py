@@ -103,7 +103,8 @@ class Connection(HttpToolsProtocol):
         self._stop()
         self._gathering.send(_refusal(answer, tuple(self.server_state.default_headers)))
         if self.access_log:
-            client, line = ":".join(map(str, self.client or ())), data.partition(b"\r\n")[0].decode("ascii")
+            client = get_client_addr(cast(Any, {"client": self.client}))
+            line = data.partition(b"\r\n")[0].decode("ascii")
             self.access_logger.info('%s - "%s" %d', client, line, answer.status_code)
         alarm = self.timeout_keep_alive_task
         # To set it anew each time takes longer than all else; a second of two minutes is of no matter.

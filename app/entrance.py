@@ -20,8 +20,8 @@ _TICKET = "refit.ticket"
 class Entrance:
     """Lets a request for a prediction in, or refuses it before anything else is done for it.
 
-    Refusing is what an overloaded service does most often, and what that costs is taken from those that were let in.
-    What is refused is counted, too.
+    Refusing is what an overloaded service does most often, and what that costs is taken from those that were let in:
+    most requests do not come so far, see `app.refusal`. What is refused is counted, too.
 
     Args:
         endpoint: makes the answer.

@@ -17,8 +17,8 @@ _RESPITE_SECONDS = 1
 def run(url: str, body: bytes, content_type: str, rate: float, seconds: float) -> Outcome:
     """Post a body `rate` times a second on average, at random times, for some seconds.
 
-    Each user thinks for a random time between an answer and the next request. How long, follows from the rate and from
-    how long answers take, which short loads before tell.
+    Each user thinks for a random time between an answer and the next request. How long, follows from the rate at which
+    requests come in short loads before.
     """
     thinks = 1000 * _USERS / rate
     for _ in range(_CALIBRATIONS):

@@ -43,18 +43,8 @@ def load(
         seconds: how long, at least one.
         think: milliseconds that each connection waits before each request, on average; none if not given.
     """
-    command = [
-        "chrt",
-        "--batch",
-        "0",
-        "wrk",
-        "-t1",
-        f"-c{connections}",
-        f"-d{round(seconds)}s",
-        "--timeout",
-        _TIMEOUT,
-        "--latency",
-    ]
+    options = f"-t1 -c{connections} -d{round(seconds)}s --timeout {_TIMEOUT} --latency"
+    command = ["chrt", "--batch", "0", "wrk", *options.split()]
     with tempfile.NamedTemporaryFile() as file:
         file.write(body)
         file.flush()
