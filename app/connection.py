@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, TypedDict, cast
@@ -9,6 +10,7 @@ from typing import Any, TypedDict, cast
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn._types import ASGI3Application
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import get_client_addr
 
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _LEAST_RATE = 10_000  # bytes a second
 _CYCLE = "refit.cycle"
+_FORWARDED_FOR = re.compile(rb"(?im)^x-forwarded-for:[ \t]*(.*?)\r?$")
 
 Header = tuple[bytes, bytes]
 
@@ -103,13 +106,20 @@ class Connection(HttpToolsProtocol):
         self._stop()
         self._gathering.send(_refusal(answer, tuple(self.server_state.default_headers)))
         if self.access_log:
-            client = get_client_addr(cast(Any, {"client": self.client}))
-            line = data.partition(b"\r\n")[0].decode("ascii")
-            self.access_logger.info('%s - "%s" %d', client, line, answer.status_code)
+            line, _, headers = data.partition(b"\r\n\r\n")[0].partition(b"\r\n")
+            self.access_logger.info('%s - "%s" %d', self._name(headers), line.decode("ascii"), answer.status_code)
         alarm = self.timeout_keep_alive_task
         # To set it anew each time takes longer than all else; a second of two minutes is of no matter.
         if alarm is None or alarm.when() - self.loop.time() < self.timeout_keep_alive - 1:
             self.on_response_complete()
+
+    def _name(self, headers: bytes) -> str:
+        """The client as the log names it, which is the one that a trusted proxy names."""
+        client, proxies = self.client, cast(ProxyHeadersMiddleware, self.app).trusted_hosts
+        if client and (named := _FORWARDED_FOR.findall(headers)) and client[0] in proxies:
+            forwarded = proxies.get_trusted_client_address(b", ".join(named).decode("latin-1"))
+            client = forwarded if forwarded[0] else client
+        return get_client_addr(cast(Any, {"client": client}))
 
     def _expect(self) -> None:
         """Begin to wait for a request, or for the rest of one."""

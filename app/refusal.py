@@ -12,9 +12,9 @@ from app.telemetry import count_refusal
 
 _MOST_HEAD_BYTES = 2048
 
-# Header lines of which none changes how the request is framed, what happens to the connection, or who is logged.
+# Header lines of which none changes how the request is framed, or what happens to the connection.
 _LINES = (
-    rb"(?:\r\n(?i:(?!content-length|transfer-encoding|expect|upgrade|x-forwarded-|connection:(?! keep-alive(?:\r|$))))"
+    rb"(?:\r\n(?i:(?!content-length|transfer-encoding|expect|upgrade|connection:(?! keep-alive(?:\r|$))))"
     rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~]*)*"
 )
 _ORDINARY = re.compile(

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import socket
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from app.serving.admission import Admission
 from tests.app.pictures import png
 from tests.app.process import Server, serve, upload_begun
 
+LONG = b"X: " + b"x" * 4096  # with which a request goes the longer way
 LINES = [
     b"Host: refit",
     b"Content-Type: multipart/form-data; boundary=x-1",
@@ -26,6 +28,7 @@ LINES = [
     b"Content-Length: 3",
     b"Connection: keep-alive",
     b"X-API-Key: secret",
+    b"X-Forwarded-For: 203.0.113.7",
     b"Accept-Encoding: gzip, deflate",
 ]
 STRANGE = [
@@ -35,7 +38,6 @@ STRANGE = [
     b"Transfer-Encoding: chunked",
     b"Expect: 100-continue",
     b"Upgrade: websocket",
-    b"X-Forwarded-For: 203.0.113.7",
     b"Content-Length: +4",
     b"Content-Length: 4, 4",
     b"Content-Length : 4",
@@ -106,7 +108,7 @@ def test_ordinary_request_is_refused_with_when_to_come_back(data: bytes) -> None
         request(b"Content-Length: 4") * 2,
         request(b"Content-Length: 4")[:-8],
         request(b"Content-Length: 4", b"Content-Length: 4"),
-        request(b"Content-Length: 4", b"X: " + b"x" * 4096),
+        request(b"Content-Length: 4", LONG),
         *(request(b"Content-Length: 4", line) for line in STRANGE),
         *(
             request(b"Content-Length: 4", first=first)
@@ -164,6 +166,13 @@ def small(models: Path) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def full(models: Path) -> Iterator[Server]:
+    """A service that is busy with the one picture that it takes."""
+    with serve(models, max_inflight=1) as server, upload_begun(server.url):
+        yield server
+
+
 def exchange(connection: socket.socket, data: bytes) -> tuple[bytes, list[bytes], bytes]:
     """The status line, the sorted header lines and the body of the answer."""
     connection.sendall(data)
@@ -181,7 +190,7 @@ def exchange(connection: socket.socket, data: bytes) -> tuple[bytes, list[bytes]
 def test_refusals_are_those_of_the_entrance_and_leave_the_connection_as_it_was(small: Server) -> None:
     picture = png(1)
     ordinary = request(b"Host: refit", b"Content-Type: image/png", b"Content-Length: %d" % len(picture), body=picture)
-    other = ordinary.replace(b"Host: refit", b"X-Forwarded-For: 203.0.113.7")
+    other = ordinary.replace(b"Host: refit", LONG)
     url = httpx.URL(small.url)
     with socket.create_connection((url.host, url.port or 0), timeout=60) as connection:
         with upload_begun(small.url):
@@ -199,3 +208,23 @@ def test_refusals_are_those_of_the_entrance_and_leave_the_connection_as_it_was(s
     assert counted
     assert int(counted[1]) >= 4
     small.wait_logged('"POST /predict?top_k=1 HTTP/1.1" 429')
+
+
+@pytest.mark.parametrize("way", [[], [LONG]])
+@pytest.mark.parametrize(
+    ("lines", "client"),
+    [
+        ([b"X-Forwarded-For: 203.0.113.7"], "203.0.113.7:0"),
+        ([b"X-Forwarded-Proto: https", b"x-forwarded-for:[2001:db8::1]:4711"], "2001:db8::1:4711"),
+        ([b"X-Forwarded-For: 198.51.100.1", b"X-Forwarded-For: 203.0.113.7, 127.0.0.1"], "203.0.113.7:0"),
+        ([b"X-Forwarded-For: ", b"Not-X-Forwarded-For: 203.0.113.7"], "127.0.0.1:{port}"),
+    ],
+)
+def test_log_names_whom_the_proxy_sends_for(full: Server, lines: list[bytes], client: str, way: list[bytes]) -> None:
+    first = f"POST /predict?{uuid.uuid4()} HTTP/1.1"
+    url = httpx.URL(full.url)
+    with socket.create_connection((url.host, url.port or 0), timeout=60) as connection:
+        data = request(*lines, *way, b"Content-Length: 4", first=first.encode())
+        assert exchange(connection, data)[0] == b"HTTP/1.1 429 Too Many Requests"
+        port = connection.getsockname()[1]
+    full.wait_logged(f'{client.format(port=port)} - "{first}" 429')
