@@ -105,12 +105,12 @@ def _held_out(
 
 
 def _read(manifest: Manifest, archive: Path) -> _Known:
-    dataset = data.load(str(archive), manifest.input_size, least_classes=1)
+    dataset = data.load(str(archive), manifest.input_size, least_classes=1, warn=False)
     parts = data.partition(dataset, manifest.recipe["validation"], manifest.data.seed)
     labels = tuple(dataset.classes[label] for label in parts.test.labels.tolist())
 
     def at(size: int) -> Tensor:
-        splits = data.load(str(archive), size, least_classes=1).splits.values()
+        splits = data.load(str(archive), size, least_classes=1, warn=False).splits.values()
         by_name = {name: image for part in splits for name, image in zip(part.names, part.images, strict=True)}
         return torch.stack([by_name[name] for name in parts.test.names])
 

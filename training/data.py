@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -27,7 +28,7 @@ from training.split import duplicate_clusters, held_out, repeating
 
 log = logging.getLogger(__name__)
 
-_CACHE_VERSION = 3  # part of the cache key: raise it whenever decoding or clustering changes
+_CACHE_VERSION = 4  # part of the cache key: raise it whenever reading, decoding or clustering changes
 _DECODED_AT_ONCE = 256
 _BYTES_AT_ONCE = 64 << 20  # of encoded pictures, so that large photos do not fill the memory
 _SURVEYED = 1000  # pictures whose size is looked at
@@ -66,8 +67,9 @@ class Split:
     @classmethod
     def joined(cls, *splits: "Split") -> "Split":
         """One split of several; near-duplicates are known only within each of them."""
-        offsets = [sum(map(len, splits[:place])) for place in range(len(splits))]
-        clusters = [split.clusters + offset for split, offset in zip(splits, offsets, strict=True)]
+        # A part of a split keeps the numbers of the whole, which may be larger than its own length.
+        ends = accumulate((int(split.clusters.max()) + 1 if len(split) else 0 for split in splits), initial=0)
+        clusters = [split.clusters + offset for split, offset in zip(splits, ends, strict=False)]
         return cls(
             torch.cat([split.images for split in splits]),
             torch.cat([split.labels for split in splits]),
@@ -78,11 +80,19 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A decoded source: the splits it came with, the class names in label order, the hash of what it held."""
+    """A decoded source.
+
+    Attributes:
+        classes: their names in label order.
+        splits: those that it came with.
+        sha256: hash of what it held.
+        warnings: what a user should know of it, a sentence each.
+    """
 
     classes: tuple[str, ...]
     splits: dict[str, Split]
     sha256: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,25 +133,29 @@ def survey(name: str) -> Survey:
     sides: list[int] = []
     pictures: list[PurePosixPath] = []
     folders: list[PurePosixPath] = []
+    others: list[PurePosixPath] = []
     for entry in source.read(source.locate(name, cache_folder())):
         if entry.data is None:
             folders.append(entry.path)
-        elif preflight.is_picture_name(entry.path):
+        elif not preflight.is_picture_name(entry.path):
+            others.append(entry.path)
+        else:
             pictures.append(entry.path)
             if len(sides) < _SURVEYED:
                 with contextlib.suppress(ImageError):
                     sides.append(min(open_picture(entry.data).size))
-    classes = preflight.inspect(pictures, folders).classes
+    classes = preflight.inspect(pictures, folders, others=others).classes
     return Survey(classes, len(pictures), int(statistics.median(sides)) if sides else 0)
 
 
-def load(name: str, size: int, least_classes: int = 2) -> Dataset:
+def load(name: str, size: int, least_classes: int = 2, warn: bool = True) -> Dataset:
     """Read a SOURCE into tensors, from the cache if it was read before.
 
     Args:
         name: `cifar10`, a folder or an archive.
         size: side of the square that every picture is resized to, in pixels.
         least_classes: how many classes it has to have.
+        warn: whether to log what a user should know of it.
 
     Raises:
         InputError: lists every problem of the source.
@@ -149,13 +163,14 @@ def load(name: str, size: int, least_classes: int = 2) -> Dataset:
     path = source.locate(name, cache_folder())
     digest = source.sha256(path)
     dataset = cached(digest, size)
-    if dataset and len(dataset.classes) >= least_classes:
-        return dataset
-    dataset = _decode_source(path, digest, size, least_classes)
-    try:
-        _write_cache(_cache_path(digest, size), dataset)
-    except OSError as error:
-        log.warning("%s is not cached, so the next run decodes it again: %s", name, error)
+    if not dataset or len(dataset.classes) < least_classes:
+        dataset = _decode_source(path, digest, size, least_classes)
+        try:
+            _write_cache(_cache_path(digest, size), dataset)
+        except OSError as error:
+            log.warning("%s is not cached, so the next run decodes it again: %s", name, error)
+    if warn:
+        _warn(dataset.warnings)
     return dataset
 
 
@@ -215,14 +230,15 @@ def _decode_source(path: Path, digest: str, size: int, least_classes: int) -> Da
         else:
             pixels[entry.path] = result
     findings = preflight.inspect(list(pixels), folders, damaged, others, least_classes)
-    for warning in findings.warnings:
-        log.warning("%s", warning)
     if findings.errors:
+        _warn(findings.warnings)
         raise InputError(*findings.errors)
-    dataset = _assemble(pixels, findings, digest)
-    for warning in _repeats(dataset.splits):
+    return _assemble(pixels, findings, digest)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
         log.warning("%s", warning)
-    return dataset
 
 
 def _decoded(entries: Iterable[source.Entry], size: int) -> Iterator[tuple[source.Entry, Pixels | ImageError | None]]:
@@ -265,7 +281,7 @@ def _assemble(pixels: dict[PurePosixPath, Pixels], findings: preflight.Findings,
         images = torch.from_numpy(np.stack([pixels[path] for path in paths]))
         labels = torch.tensor([label[places[path].label] for path in paths])
         splits[split] = Split(images, labels, tuple(map(str, paths)), duplicate_clusters(images))
-    return Dataset(findings.classes, splits, digest)
+    return Dataset(findings.classes, splits, digest, (*findings.warnings, *_repeats(splits)))
 
 
 def _repeats(splits: Mapping[str, Split]) -> Iterator[str]:
@@ -297,6 +313,7 @@ def _write_cache(path: Path, dataset: Dataset) -> None:
         "classes": json.dumps(dataset.classes),
         "sha256": dataset.sha256,
         "names": json.dumps({name: split.names for name, split in dataset.splits.items()}),
+        "warnings": json.dumps(dataset.warnings),
     }
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
     os.close(handle)
@@ -321,4 +338,5 @@ def _read_cache(path: Path) -> Dataset:
             )
             for name, names in json.loads(about["names"]).items()
         }
-    return Dataset(tuple(json.loads(about["classes"])), splits, about["sha256"])
+    warnings = tuple(json.loads(about["warnings"]))
+    return Dataset(tuple(json.loads(about["classes"])), splits, about["sha256"], warnings)

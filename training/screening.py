@@ -53,11 +53,9 @@ def _list(path: Path, max_files: int) -> tuple[list[Member], list[str]]:
     members: list[Member] = []
     refused: list[str] = []
     total = 0
-    for member in source.members(path):
+    for member in source.members(path, max_files):
         members.append(member)
         total += member.size
-        if len(members) > max_files:
-            return members, [f"The archive holds more than {max_files:,} files. Send fewer."]
         if total > room:
             return members, [
                 f"The archive unpacks to more than {room:,} bytes, over {MAX_EXPANSION} times its size. Pack JPEG or "

@@ -1,5 +1,6 @@
 """Where pictures come from: a folder, an archive, CIFAR-10's own batch files, or its download."""
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -12,7 +13,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NoReturn, Self
@@ -30,6 +30,10 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz")
 JUNK = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MAX_FILE_BYTES = 100_000_000  # of one picture; a small archive can hold a file of any size
+_HEADER_BYTES = 1 << 16  # of all that a tar says of one member; names and attributes have few hundred
+_LISTED_BYTES = 1024  # of an archive's list of files, for each that it may hold; 100 are usual
+_ZIP_ENTRY = b"PK\x01\x02"  # begins each entry of a zip's list (APPNOTE.TXT 4.3.12)
+_ZIP_UTF8 = 0x800  # flag of a name that is UTF-8, else it is code page 437 (APPNOTE.TXT 4.4.4)
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 _CIFAR_FILES = {
     **{f"data_batch_{number}{ending}": "train" for number in range(1, 6) for ending in ("", ".bin")},
@@ -150,14 +154,22 @@ def read(path: Path) -> Iterator[Entry]:
                 yield entry
 
 
-def members(path: Path) -> Iterator[Member]:
+def members(path: Path, most: int) -> Iterator[Member]:
     """List what an archive holds, in stored order.
 
+    Args:
+        most: files and folders that it may hold.
+
     Raises:
-        InputError: it is damaged.
+        InputError: it is damaged, or holds more.
     """
+    listed = 0
     with _explained(path):
-        yield from _zip_members(path) if path.suffix.lower() == ".zip" else _tar_members(path)
+        found = _zip_members(path, most) if path.suffix.lower() == ".zip" else _tar_members(path)
+        for count, member in enumerate(found, 1):
+            listed += len(member.name)
+            _check_listed(count, listed, most)
+            yield member
 
 
 def is_litter(path: PurePosixPath) -> bool:
@@ -170,12 +182,49 @@ def is_batch(path: PurePosixPath) -> bool:
     return path.name in _CIFAR_FILES
 
 
-def _zip_members(path: Path) -> Iterator[Member]:
-    with zipfile.ZipFile(path) as archive:
+def _check_listed(count: int, listed: int, most: int) -> None:
+    """Refuse an archive whose list of files alone would fill the memory: `count` entries, `listed` bytes."""
+    if count > most:
+        raise InputError(f"The archive holds more than {most:,} files. Send fewer.")
+    if listed > most * _LISTED_BYTES:
+        raise InputError(
+            f"The archive's list of files takes more than {most * _LISTED_BYTES:,} bytes. Shorten the names."
+        )
+
+
+class _ListedZip(io.FileIO):
+    """A zip whose list of files is refused where it is too long, before `ZipFile` makes an object of each entry.
+
+    `ZipFile` reads the list in one piece. What the record behind it says of its length is not to be relied on.
+    """
+
+    def __init__(self, path: Path, most: int) -> None:
+        super().__init__(path)
+        self._most = most
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        _check_listed(0, size or 0, self._most)
+        data: bytes = super().read(size)
+        _check_listed(data.count(_ZIP_ENTRY), 0, self._most)
+        return data
+
+
+def _zip_members(path: Path, most: int) -> Iterator[Member]:
+    with _ListedZip(path, most) as file, zipfile.ZipFile(file) as archive:
         for item in archive.infolist():
-            name = item.filename.replace("\\", "/")
+            name = _zip_name(item)
             mode = item.external_attr >> 16
             yield Member(name, _inside(name), item.file_size, _zip_kind(name, mode))
+
+
+def _zip_name(item: zipfile.ZipInfo) -> str:
+    """An entry's name with forward slashes. Some Windows programs store others."""
+    name = item.filename
+    if not item.flag_bits & _ZIP_UTF8:
+        # Info-ZIP and macOS store UTF-8 without saying so; text in code page 437 is hardly ever valid UTF-8.
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode()
+    return name.replace("\\", "/")
 
 
 def _zip_kind(name: str, mode: int) -> Kind:
@@ -206,7 +255,7 @@ def _read_raw(path: Path) -> Iterator[Entry]:
     return _read_zip(path) if path.suffix.lower() == ".zip" else _read_tar(path)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
     kind, advice = ("folder", "Mend what it names.") if path.is_dir() else ("archive", "Pack it again.")
     try:
@@ -257,7 +306,7 @@ def _read_zip(path: Path) -> Iterator[Entry]:
     links = 0
     with zipfile.ZipFile(path) as archive:
         for item in archive.infolist():
-            name = item.filename.replace("\\", "/")  # some Windows programs store it so
+            name = _zip_name(item)
             place = _inside(name)
             if stat.S_ISLNK(item.external_attr >> 16):
                 links += 1
@@ -268,17 +317,41 @@ def _read_zip(path: Path) -> Iterator[Entry]:
     _warn_of_links(path, links)
 
 
+class _Headers:
+    """A tar's stream while it reads what stands before a member: long names, attributes and maps are read whole."""
+
+    def __init__(self, stream: Any) -> None:
+        self.tell = stream.tell
+        self._read = stream.read
+        self._left = _HEADER_BYTES
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self._left:
+            raise tarfile.ReadError(f"headers of more than {_HEADER_BYTES:,} bytes at byte {self.tell():,}")
+        self._left -= size
+        data: bytes = self._read(size)
+        return data
+
+
 class _StrictTarInfo(tarfile.TarInfo):
-    """Takes an archive that stops early, or has a damaged header in the middle, for damaged and not for finished."""
+    """Takes an archive that stops early, or has a damaged header in the middle, for damaged and not for finished.
+
+    What a member's headers may take is limited, and those of earlier members and of the whole archive are not kept.
+    """
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        stream = tarfile_.fileobj
+        tarfile_.fileobj = _Headers(stream)  # type: ignore[assignment]  # all that is called of it here
+        tarfile_.members, tarfile_.pax_headers = [], {}  # type: ignore[attr-defined]  # typeshed lacks `members`
         try:
             return super().fromtarfile(tarfile_)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} at byte {tarfile_.offset:,}") from error
+        finally:
+            tarfile_.fileobj = stream
 
 
 def _read_tar(path: Path) -> Iterator[Entry]:

@@ -26,6 +26,7 @@ router = APIRouter(prefix="/finetune", tags=["finetune"])
 _KEYS = uuid.UUID("6f2d1f0e-8a0b-4f0e-9d5b-1c3f0a7f2b11")  # namespace of the ids made from Idempotency-Key
 _LOOK_SECONDS = 0.5
 _LOG_BYTES = 200_000
+_MOST_OFFSET = 2**31 - 1  # databases know no integers beyond 64 bits, and clients perhaps none beyond 32
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -103,7 +104,7 @@ async def submit(
 def list_jobs(
     service: ServiceDep,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Annotated[int, Query(ge=0, le=_MOST_OFFSET)] = 0,
 ) -> Jobs:
     """List the jobs, the newest first."""
     return Jobs(jobs=service.jobs.newest(limit, offset))
@@ -150,8 +151,8 @@ def cancel(service: ServiceDep, job: str) -> Job:
 def _submit(service: Service, job: str, upload: intake.Upload) -> Job:
     settings, form = service.settings, upload.form
     start = _start(service, form)
-    # One class is enough to be added to a model that knows others.
-    least = 1 if start and form.classes != "replace" else 2
+    # One class is enough to be added to a model that knows others; left open, it would replace them.
+    least = 1 if start and form.classes == "add" else 2
     findings = screening.screen(upload.archive, upload.filename, settings.max_dataset_files, settings.max_pixels, least)
     if findings.errors:
         raise DatasetError(findings.errors)

@@ -26,7 +26,7 @@ class Form(BaseModel):
     batch_size: int | None = Field(None, ge=2, description="Left out: chosen from the size of the data.")
     learning_rate: PositiveFloat | None = Field(None, description="Left out: chosen from the method.")
     classes: Literal["auto", "replace", "add"] = Field("auto", description="What becomes of the base's classes.")
-    seed: int = Field(0, ge=0, description="The same seed gives the same model, on one machine.")
+    seed: int = Field(0, ge=0, lt=2**63, description="The same seed gives the same model, on one machine.")
     promote: Literal["auto", "never"] = Field(
         "auto", description="auto: into production if it is not worse than what is there. The first version always is."
     )

@@ -422,3 +422,29 @@ def test_a_job_of_a_worker_that_is_no_services_own_gives_way_as_a_session(models
         worker.terminate()
         assert worker.wait(30) == 0
         wait_gone(training)
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ({"offset": 2**31 - 1}, 200),
+        ({"offset": 2**31}, 422),
+        ({"offset": 2**63}, 422),
+        ({"offset": "9" * 5000}, 422),
+        ({"offset": -1}, 422),
+        ({"limit": 0}, 422),
+        ({"limit": 2**63}, 422),
+    ],
+)
+def test_page_of_the_list(
+    reference: tuple[Path, httpx.Client, list[Job]], query: dict[str, int | str], status: int
+) -> None:
+    _, client, _ = reference
+    answer = client.get("/finetune", params=query)
+    assert answer.status_code == status
+    if status == 422:
+        assert answer.headers["content-type"] == "application/problem+json"
+        (name,) = query
+        assert f"query parameter '{name}'" in answer.json()["detail"]
+    else:
+        assert answer.json() == {"jobs": []}

@@ -1,6 +1,7 @@
 """Uploads of datasets: refused at once with every problem, or accepted once. No worker runs here."""
 
 import io
+import lzma
 import resource
 import tarfile
 import zipfile
@@ -120,6 +121,12 @@ def one_class() -> bytes:
         ("shapes.zip", shapes(count=4)[:-300], "cannot be read"),
         ("shapes.rar", shapes(count=4), "is no archive that can be read"),
         ("shapes.zip", one_class(), "only one class"),
+        (
+            "shapes.zip",
+            shapes(count=4, extra={"Hund/IMG_1.HEIC": b"heic"}),
+            "'Hund' holds no pictures, only 1 file (.heic)",
+        ),
+        ("shapes.zip", shapes(count=0, extra={"1.png": encode(draw("disc", 1))}), "1 picture in no class folder"),
         ("shapes.zip", shapes(count=4, extra={"../outside.png": b""}), "points outside"),
         ("shapes.zip", shapes(count=4, extra={"/etc/passwd": b""}), "points outside"),
         ("shapes.zip", shapes(count=251), "more than 500 files"),
@@ -129,6 +136,41 @@ def one_class() -> bytes:
 def test_archives_that_are_refused(client: httpx.Client, filename: str, archive: bytes, said: str) -> None:
     found = problems(submit(client, archive, filename=filename, name="x", **TINY))
     assert said in "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("fields", "refused"),
+    [
+        ({"base": "cifar10"}, True),
+        ({"base": "cifar10", "classes": "replace"}, True),
+        ({"base": "cifar10", "classes": "add"}, False),
+        ({}, True),
+    ],
+)
+def test_one_class_is_enough_only_to_be_added(client: httpx.Client, fields: dict[str, Any], refused: bool) -> None:
+    answer = submit(client, one_class(), name="single", **fields)
+    if not refused:
+        accepted(answer)
+        return
+    assert "only one class, 'disc'" in "\n".join(problems(answer))
+
+
+def test_a_header_that_claims_more_than_any_has_is_refused_unread(client: httpx.Client, server: Server) -> None:
+    claimed = 300_000_000
+    item = tarfile.TarInfo("long")
+    item.type, item.size = tarfile.GNUTYPE_LONGNAME, claimed
+    packed = lzma.compress(item.tobuf(tarfile.USTAR_FORMAT) + bytes(claimed), preset=0)
+    before = most_memory(server)
+    (found,) = problems(submit(client, packed, filename="shapes.tar.xz", name="x", **TINY))
+    assert "shapes.tar.xz cannot be read (headers of more than 65,536 bytes" in found
+    assert most_memory(server) - before < claimed / 3
+
+
+def most_memory(server: Server) -> int:
+    """Bytes of memory that the server has had at most."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])

@@ -153,6 +153,28 @@ def test_warnings_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     ]
 
 
+def test_warnings_are_logged_again_when_the_cache_is_read(
+    tmp_path: Path, own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = classes({"cat": 20, "dog": 5}) | {"dog/again.png": png(1), "dog/notes.txt": b"hello"}
+    path = str(make(tmp_path, "folder", files))
+    first = load(path, 16)
+    said = [record.getMessage() for record in caplog.records]
+    assert [message.split()[0] for message in said] == ["1", "Class", "2"]
+    caplog.clear()
+    (kept,) = own_cache.iterdir()
+    written = kept.stat().st_mtime_ns
+    assert same(load(path, 16), first)
+    assert [record.getMessage() for record in caplog.records] == said
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_warnings_of_a_source_with_errors_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(InputError, match="only one class"):
+        load(str(make(tmp_path, "folder", classes({"cat": 20}) | {"notes.txt": b"hello"})), 16)
+    assert [record.getMessage() for record in caplog.records] == ["1 files are no pictures and are left out: notes.txt"]
+
+
 def test_repeats_across_classes_and_splits_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = classes({"cat": 20, "dog": 20}, "train/") | classes({"cat": 3, "dog": 3}, "test/", first=90)
     files["train/dog/again.jpg"] = encode(draw(5), "JPEG", quality=85)  # train/cat/5.png
@@ -196,7 +218,7 @@ def test_problem_that_comes_up_later_is_seen_in_spite_of_the_cache(tmp_path: Pat
         load(str(path), 16)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "no names"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "no names", "no warnings"])
 def test_damaged_cache_is_decoded_again(
     tmp_path: Path, own_cache: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
@@ -206,6 +228,11 @@ def test_damaged_cache_is_decoded_again(
     whole = cached.read_bytes()
     if damage == "no names":
         save_file({"train.images": torch.zeros(1)}, cached)
+    elif damage == "no warnings":
+        with safe_open(cached, framework="pt") as file:
+            about = {key: value for key, value in file.metadata().items() if key != "warnings"}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+        save_file(tensors, cached, about)
     else:
         cached.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello" * 99}[damage])
     assert same(load(str(path), 16), first)
@@ -331,6 +358,15 @@ def test_survey_tells_classes_count_and_median_side(tmp_path: Path, kind: str) -
     }
     files |= {"dog/broken.png": BROKEN, "notes.txt": b"text"}
     assert survey(str(make(tmp_path, kind, files))) == Survey(("cat", "dog"), 7, 30)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_survey_and_load_see_a_class_in_a_format_that_is_not_read_alike(tmp_path: Path, kind: str) -> None:
+    files = classes({"cat/persian": 3, "cat/siamese": 3}, "pets/") | {"pets/dog/1.heic": b"heic"}
+    path = str(make(tmp_path, kind, files))
+    assert survey(path).classes == ("cat",)
+    with pytest.raises(InputError, match=r"^The folder of class 'dog' holds no pictures"):
+        load(path, 16)
 
 
 def test_one_class_is_enough_where_it_is_said_and_the_cache_does_not_forget_it(tmp_path: Path, own_cache: Path) -> None:

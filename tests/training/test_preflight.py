@@ -125,9 +125,17 @@ def test_pictures_outside_of_class_folders_are_named() -> None:
 def test_pictures_without_any_class_folder() -> None:
     findings = look(["1.png", "2.png"])
     assert findings.errors == [
-        "There is no class at all to train on. A classifier needs pictures of two classes or more."
+        "There is no class at all to train on, and 2 pictures in no class folder such as 1.png. A classifier needs "
+        "pictures of two classes or more: put those of each class into a folder of its own, like cat/1.jpg."
     ]
     assert findings.places == {}
+
+
+def test_one_class_and_pictures_outside_of_it() -> None:
+    assert look(["loose.png", *(f"cat/{number}.png" for number in range(3))]).errors == [
+        "There is only one class, 'cat', and 1 picture in no class folder such as loose.png. A classifier needs "
+        "pictures of two classes or more: put those of each class into a folder of its own, like cat/1.jpg."
+    ]
 
 
 @pytest.mark.parametrize("pictures", ["cat", "pets/cat", "train/cat", "pets/train/cat", "train/cat test/cat"])
@@ -145,11 +153,87 @@ def test_a_single_picture() -> None:
 
 
 def test_no_pictures() -> None:
+    wanted = "Put JPEG, PNG, WebP, GIF or BMP files into one folder for each class, like cat/1.jpg."
+    assert look([]).errors == [f"There are no pictures. {wanted}"]
+    assert look([], others="notes").errors == [
+        f"There are no pictures, only 1 file (no ending) such as notes. {wanted}"
+    ]
     findings = look([], folders="cat dog", others="cat/1.heic notes.txt")
     assert findings.errors == [
-        "There are no pictures. Put JPEG, PNG, WebP, GIF or BMP files into one folder for each class, like cat/1.jpg."
+        "There are no pictures, only 2 files (.heic, .txt) such as cat/1.heic. HEIC cannot be read: export such "
+        f"pictures as JPEG or PNG. {wanted}"
     ]
     assert findings.warnings == ["2 files are no pictures and are left out: cat/1.heic, notes.txt"]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize(
+    ("pictures", "folder"),
+    [
+        ("cat dog", "fish"),
+        ("cat dog", "fish/new"),
+        ("pets/cat pets/dog", "pets/fish"),
+        ("a/b/cat a/b/dog", "a/b/fish"),
+        ("pets/cat/persian pets/cat/siamese pets/dog", "pets/fish"),
+        ("train/cat train/dog test/cat test/dog", "train/fish"),
+        ("train/cat train/dog test/cat test/dog", "test/fish"),
+        ("train/cat train/dog test/cat test/dog test/fish", "train/fish"),
+        ("pets/train/cat pets/train/dog pets/val/cat pets/val/dog", "pets/train/fish"),
+    ],
+)
+def test_class_of_pictures_in_a_format_that_is_not_read(pictures: str, folder: str, listed: bool) -> None:
+    named = f"{pictures} {folder}" if listed else ""
+    findings = look(pictures, named, others=f"{folder}/IMG_1.HEIC {folder}/IMG_2.heic {folder}/IMG_2.mov")
+    assert findings.errors[0] == (
+        f"The folder of class 'fish' holds no pictures, only 3 files (.heic, .mov) such as {folder}/IMG_1.HEIC. "
+        "HEIC cannot be read: export such pictures as JPEG or PNG. If it is no class, remove it."
+    )
+    assert "fish" not in findings.classes
+
+
+def test_one_class_in_folders_and_the_other_in_a_format_that_is_not_read() -> None:
+    findings = look("pets/cat/persian pets/cat/siamese", others="pets/dog/1.heic")
+    assert findings.classes == ("cat",)
+    assert findings.errors[0].startswith("The folder of class 'dog' holds no pictures, only 1 file (.heic)")
+
+
+@pytest.mark.parametrize("folders", ["", "cat dog notes"])
+def test_folder_of_other_files_beside_classes(folders: str) -> None:
+    assert look("cat dog", folders, others="notes/1.txt notes/old/2.csv").errors == [
+        "The folder of class 'notes' holds no pictures, only 2 files (.csv, .txt) such as notes/1.txt. Put JPEG or PNG "
+        "pictures into it. If it is no class, remove it."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "others"),
+    [
+        ("cat dog", "notes.txt cat/notes.txt dog/old/1.heic"),
+        ("pets/cat pets/dog", "docs/notes.txt docs/old/notes.txt pets/notes.txt"),
+        ("train/cat train/dog test/cat test/dog", "notes/1.heic notes/old/2.txt train/notes.txt"),
+        ("train/cat train/dog test/cat", "test/dog/notes.txt"),
+    ],
+)
+def test_other_files_that_are_no_class(pictures: str, others: str) -> None:
+    findings = look(pictures, others=others)
+    assert findings.errors == []
+    assert findings.classes == ("cat", "dog")
+
+
+def test_split_without_a_picture_that_can_be_read_of_a_class() -> None:
+    findings = look("train/cat train/dog test/cat", others="test/dog/1.heic")
+    assert findings.errors == [
+        "The folder of class 'dog' holds no pictures, only 1 file (.heic) such as test/dog/1.heic. HEIC cannot be "
+        "read: export such pictures as JPEG or PNG. If it is no class, remove it."
+    ]
+
+
+def test_class_with_few_pictures_that_can_be_read() -> None:
+    findings = look([*(f"cat/{number}.png" for number in range(3)), "dog/1.png"], others="dog/2.tif dog/3.avif")
+    assert findings.errors == [
+        "Class 'dog' has 1 picture; it needs 3 or more. Left out: 2 files (.avif, .tif) such as dog/2.tif. AVIF and "
+        "TIF cannot be read: export such pictures as JPEG or PNG."
+    ]
 
 
 EMPTY = "Class 'fish' is empty. Put pictures into it, or remove it."

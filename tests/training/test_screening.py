@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.sources import classes, make, png
+from tests.training.sources import Files, classes, make, png
 from training import screening
 from training.preflight import Findings
 
@@ -55,6 +55,18 @@ def test_one_class_is_enough_to_be_added(tmp_path: Path) -> None:
     path = make(tmp_path, ".zip", classes({"cat": 20}))
     assert screen(path).errors != []
     assert screen(path, least=1).errors == []
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_class_that_holds_only_heic_is_an_error(tmp_path: Path, kind: str, listed: bool) -> None:
+    folders: Files = dict.fromkeys(("pets", "pets/cat", "pets/dog", "pets/fish")) if listed else {}
+    heic = {f"pets/fish/IMG_{number}.HEIC": b"heic" for number in range(24)}
+    found = screen(make(tmp_path, kind, {**folders, **classes({"cat": 20, "dog": 20}, "pets/"), **heic}))
+    assert found.errors == [
+        "The folder of class 'fish' holds no pictures, only 24 files (.heic) such as pets/fish/IMG_0.HEIC. HEIC cannot "
+        "be read: export such pictures as JPEG or PNG. If it is no class, remove it."
+    ]
 
 
 def test_litter_is_passed_over(tmp_path: Path) -> None:

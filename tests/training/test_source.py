@@ -7,6 +7,7 @@ import pickle
 import struct
 import tarfile
 import tempfile
+import tracemalloc
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from tests.encoding import encode
 from tests.training.sources import KINDS, Files, classes, draw, make, png
 from training import source
 from training.errors import InputError
-from training.source import CIFAR10_CLASSES, Entry, locate, read, sha256
+from training.source import CIFAR10_CLASSES, Entry, locate, members, read, sha256
 
 KINDS_OF_ARCHIVE = KINDS[1:]
 NOBODY = 65534
@@ -131,6 +132,112 @@ def test_tar_with_a_damaged_header_in_the_middle_is_refused(tmp_path: Path) -> N
     path.write_bytes(damaged)
     with pytest.raises(InputError, match="bad checksum"):
         contents(path)
+
+
+def tar_of_headers(path: Path, *blocks: bytes) -> Path:
+    """Blocks that stand before a member `cat/1.png`, in a tar."""
+    member = tarfile.TarInfo("cat/1.png").tobuf(tarfile.USTAR_FORMAT)
+    path.write_bytes(b"".join(blocks) + member + bytes(1024))
+    return path
+
+
+def header(kind: bytes, size: int) -> bytes:
+    """The block that says that `size` bytes of a header of that kind follow."""
+    item = tarfile.TarInfo("header")
+    item.type, item.size = kind, size
+    return item.tobuf(tarfile.USTAR_FORMAT)
+
+
+def sparse(blocks: int) -> bytes:
+    """A sparse member's header whose map goes on over so many blocks."""
+    first = bytearray(header(tarfile.GNUTYPE_SPARSE, 0))
+    first[482] = 1  # the map goes on
+    first[148:156] = b" " * 8
+    first[148:156] = b"%06o\0 " % sum(first)
+    return bytes(first) + (bytes(504) + b"\1" + bytes(7)) * (blocks - 1) + bytes(512)
+
+
+LONG_HEADERS = {
+    **{
+        f"{kind.decode()}": header(kind, 70_144) + b"a" * 70_144
+        for kind in (b"L", b"K", b"x", b"g", tarfile.SOLARIS_XHDTYPE)
+    },
+    "chain": (header(b"L", 512) + b"a" * 512) * 100,
+    "map": sparse(200),
+    "less than none": header(b"L", 0)[:124] + b"\xff" * 12 + header(b"L", 0)[136:],
+}
+
+
+@pytest.mark.parametrize("name", LONG_HEADERS)
+def test_tar_with_an_absurd_header_is_refused_unread(tmp_path: Path, name: str) -> None:
+    path = tar_of_headers(tmp_path / "long.tar", LONG_HEADERS[name])
+    for look in (lambda: contents(path), lambda: list(members(path, 10))):
+        with pytest.raises(InputError, match=r"long\.tar cannot be read \(.*\)\. Pack it again\."):
+            look()
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_in_a_tar(tmp_path: Path, form: int) -> None:
+    names = [f"{'größe' * 100}/{number}.png" for number in range(200)]
+    with tarfile.open(tmp_path / "long.tar", "w", format=form) as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+    assert list(contents(tmp_path / "long.tar")) == names
+    assert [member.name for member in members(tmp_path / "long.tar", 200)] == names
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_headers_of_a_tar_do_not_gather_in_memory(tmp_path: Path, kind: bytes) -> None:
+    def stored(number: int) -> bytes:
+        record = b"50000 key%05d=" % number
+        return header(kind, 50_000) + (record + b"a" * 49_999)[:49_999] + b"\n" + bytes(176)
+
+    member = tarfile.TarInfo("cat/1.png").tobuf(tarfile.USTAR_FORMAT)
+    path = tar_of_headers(tmp_path / "many.tar", *(stored(number) + member for number in range(400)))
+    assert path.stat().st_size > 20_000_000
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in members(path, 401)) == 401
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def zip_of_nothing(path: Path, count: int, claimed: int, zip64: bool) -> Path:
+    """A zip whose list has `count` entries of empty files, and says that it has `claimed`."""
+    entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 33, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    size = len(entry) * count
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, claimed, claimed, size, 0, 0)
+    if zip64:
+        end = (
+            struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, claimed, claimed, size, 0)
+            + struct.pack("<4sLQL", b"PK\6\7", 0, size, 1)
+            + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+        )
+    path.write_bytes(entry * count + end)
+    return path
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+@pytest.mark.parametrize("claimed", [1, 60_000])
+def test_zip_of_too_many_files_is_refused_before_they_are_listed(tmp_path: Path, claimed: int, zip64: bool) -> None:
+    path = zip_of_nothing(tmp_path / "many.zip", 60_000, claimed, zip64)
+    assert sum(1 for _ in members(path, 60_000)) == 60_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"^The archive holds more than 59,999 files\. Send fewer\.$"):
+            next(members(path, 59_999))
+        assert tracemalloc.get_traced_memory()[1] < 2 * path.stat().st_size
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_ARCHIVE)
+def test_list_of_files_that_is_too_long_is_refused(tmp_path: Path, kind: str) -> None:
+    path = make(tmp_path, kind, {f"{'a' * 2000}/{number}.png": b"" for number in range(10)})
+    assert sum(1 for _ in members(path, 30)) == 10
+    with pytest.raises(InputError, match=r"list of files takes more than 10,240 bytes\. Shorten the names\.$"):
+        list(members(path, 10))
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_ARCHIVE)
@@ -243,6 +350,34 @@ def test_names_stay_inside(tmp_path: Path, kind: str) -> None:
 def test_zip_with_backslashes(tmp_path: Path) -> None:
     path = make(tmp_path, ".zip", {"pets\\cat\\1.png": png(1), "pets\\dog\\": b""})
     assert contents(path) == {"pets/cat/1.png": png(1), "pets/dog": None}
+
+
+def without_utf8_flags(path: Path) -> None:
+    """Clear the flag that names are UTF-8, in front of each file and in the list, as Info-ZIP and macOS leave it."""
+    packed = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = packed.find(signature)
+        while place >= 0:
+            packed[place + flags + 1] &= ~0x08
+            place = packed.find(signature, place + 1)
+    path.write_bytes(packed)
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+def test_zip_with_utf8_names_whether_it_says_so_or_not(tmp_path: Path, flagged: bool) -> None:
+    files: Files = {"Äpfel": None, "Äpfel/größe 1.png": png(1), "🐈/猫.png": png(2), "a\\é.png": png(3)}
+    path = make(tmp_path, ".zip", files)
+    if not flagged:
+        without_utf8_flags(path)
+    assert contents(path) == {name.replace("\\", "/"): data for name, data in files.items()}
+    assert [str(member.path) for member in members(path, 10)] == list(contents(path))
+
+
+def test_zip_with_names_in_code_page_437(tmp_path: Path) -> None:
+    path = make(tmp_path, ".zip", {"xpfel/gr--e.png": png(1)})
+    path.write_bytes(path.read_bytes().replace(b"xpfel/gr--e", "Äpfel/größe".encode("cp437")))
+    assert contents(path) == {"Äpfel/größe.png": png(1)}
+    assert [member.name for member in members(path, 10)] == ["Äpfel/größe.png"]
 
 
 def test_links_in_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
