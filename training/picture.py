@@ -1,6 +1,7 @@
 """One picture: encoded bytes to pixels. Training and serving share this code, so they cannot disagree."""
 
 import io
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -18,10 +19,17 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif
 MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
     {"JPEG": "image/jpeg", "PNG": "image/png", "WebP": "image/webp", "GIF": "image/gif", "BMP": "image/bmp"}
 )
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")  # of JPEG, PNG and GIF
+_PNG = b"\x89PNG\r\n\x1a\n"
+_SIGNATURES = (b"\xff\xd8\xff", _PNG, b"GIF87a", b"GIF89a")  # of JPEG, PNG and GIF
 DEFAULT_MAX_PIXELS = 50_000_000
 _SMALL = 64 * 64  # pixels
 _DRAFT = 8  # least sides of a scaled JPEG, in sides of the network's input
+
+# What a decoder takes its time for, however few bytes and pixels there are: a picture that has more of it is refused.
+_MOST_READS = 100_000  # of chunks, segments and blocks, most of which take three: some 30,000, a tenth of a second
+_MOST_SCANS = 100  # of a JPEG; each goes over all pixels, and encoders write 20 at most
+_MOST_PROFILES = 2  # of a PNG; each unpacks to a megabyte. One may be there, another may be pixels that look like it
+_MOST_RUN_LENGTH_PIXELS = 2_100_000  # of a BMP; Pillow's decoder of these is written in Python: 1920 x 1080 take 1 s
 
 # Pillow's own guard has a fixed limit and warns before it raises; `open_picture` applies the limit it is given.
 Image.MAX_IMAGE_PIXELS = None
@@ -39,7 +47,25 @@ _TURNS: Mapping[int, Image.Transpose] = MappingProxyType(
     }
 )
 
+_MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
+_FRAME, _END, _SCAN = 0xC0, 0xD9, 0xDA
+_BARE = range(0xD0, 0xD9)  # markers that no length follows, as none follows those below `_FRAME`
+
 Pixels = NDArray[np.uint8]
+
+
+class _Source(io.BytesIO):
+    """Encoded bytes that can be read from `_MOST_READS` times."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._left = _MOST_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("it consists of too many parts")
+        return super().read(size)
 
 
 def open_picture(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Image:
@@ -48,13 +74,15 @@ def open_picture(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Ima
     Raises:
         UnsupportedImageError: the bytes are in none of `FORMATS`.
         ImageTooLargeError: width times height is above `max_pixels`.
-        CorruptImageError: the header is damaged.
+        CorruptImageError: the header is damaged, or so long that it costs more time than pixels do.
     """
     if not data:
         raise UnsupportedImageError("The file is empty. Send a JPEG, PNG, WebP, GIF or BMP picture.")
     _check_size(*_webp_size(data), max_pixels)
+    if data.startswith(_PNG) and data.count(b"iCCP") > _MOST_PROFILES:
+        raise _corrupt("it has more than one colour profile")
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(_Source(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         if data.startswith(_SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
             raise _corrupt("its header is incomplete") from error
@@ -64,6 +92,11 @@ def open_picture(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> Image.Ima
     except Exception as error:
         raise _corrupt(error) from error
     _check_size(*picture.size, max_pixels)
+    if picture.tile and picture.tile[0].codec_name == "bmp_rle":
+        _check_size(*picture.size, _MOST_RUN_LENGTH_PIXELS, "a run-length encoded BMP")
+        # Its decoder reads two bytes at a time: `_Source` would count them, for longer than reading them takes.
+        longest = 2 * (picture.width + 1) * picture.height  # each run is of one pixel, and lines have an end
+        picture.fp = io.BytesIO(data[: picture.tile[0].offset + longest])
     return picture
 
 
@@ -141,12 +174,33 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 def _load(picture: Image.Image) -> Image.Image:
     """An opened picture with its pixels."""
-    if isinstance(picture, JpegImageFile) and picture.decoderconfig == (8, 0) and isinstance(picture.fp, io.BytesIO):
-        eighth = jpeg.read_eighth(picture.fp.getvalue())
+    if isinstance(picture, JpegImageFile) and isinstance(picture.fp, io.BytesIO):
+        data = picture.fp.getvalue()
+        eighth = jpeg.read_eighth(data) if picture.decoderconfig == (8, 0) else None
         if eighth is not None:
             return eighth
+        _check_scans(data)
     picture.load()
     return picture
+
+
+def _check_scans(data: bytes) -> None:
+    """Raise ValueError if a JPEG has too many scans; its markers are found as libjpeg finds them (ITU-T T.81, annex B).
+
+    Behind the end there may be anything, such as the film that belongs to a photo, with bytes that look like scans.
+    """
+    if data.count(b"\xff\xda") <= _MOST_SCANS:
+        return
+    scans, place = 0, 2
+    while marker := _MARKER.search(data, place):
+        kind, place = marker[0][1], marker.end()
+        if kind == _END:
+            return
+        scans += kind == _SCAN
+        if scans > _MOST_SCANS:
+            raise ValueError(f"it has more than {_MOST_SCANS} scans")
+        if kind >= _FRAME and kind not in _BARE:
+            place += int.from_bytes(data[place : place + 2])
 
 
 def _upright(pixels: Image.Image, opened: Image.Image) -> Image.Image:
@@ -175,11 +229,11 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def _check_size(width: int, height: int, max_pixels: int, kind: str = "") -> None:
     if width * height > max_pixels:
-        raise ImageTooLargeError(
-            f"The picture has {width} x {height} pixels; at most {max_pixels:,} are read. Scale it down."
-        )
+        limit = f"at most {max_pixels:,} are read{kind and f' of {kind}'}"
+        way = "Save it as a PNG." if kind else "Scale it down."
+        raise ImageTooLargeError(f"The picture has {width} x {height} pixels; {limit}. {way}")
 
 
 def _corrupt(reason: object) -> CorruptImageError:

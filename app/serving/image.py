@@ -3,9 +3,9 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from time import perf_counter
 from typing import TypeVar, TypeVarTuple
 
@@ -69,9 +69,9 @@ class Decoder:
         """As `decode`, of any picture, in a thread and within the budget."""
         asked, before = perf_counter(), timing.decode
         try:
-            opened = await self._run(timing, picture.open_scaled, data, size, self._max_pixels)
-            async with self._budget.hold(_pixels(opened)):
-                return await self._run(timing, picture.render, opened, size)
+            opened = await asyncio.wrap_future(self._submit(timing, picture.open_scaled, data, size, self._max_pixels))
+            held = await self._budget.acquire(_pixels(opened))
+            return await asyncio.wrap_future(self._render(timing, opened, size, held))
         finally:
             timing.queue = perf_counter() - asked - (timing.decode - before)
 
@@ -79,9 +79,25 @@ class Decoder:
         """Let go of the threads; pictures that still wait are not decoded."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    async def _run(self, timing: Timing, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
+    def _render(self, timing: Timing, opened: Image, size: int, held: int) -> Future[Pixels]:
+        """Decode in a thread, which gives back what it holds of the budget when it ends: it may outlast its caller."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _timed, timing, function, *arguments)
+
+        def give_back(_: Future[Pixels]) -> None:
+            with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+                loop.call_soon_threadsafe(self._budget.release, held)
+
+        try:
+            work = self._submit(timing, picture.render, opened, size)
+        except RuntimeError:  # the threads were let go of
+            self._budget.release(held)
+            raise
+        work.add_done_callback(give_back)
+        return work
+
+    def _submit(self, timing: Timing, function: Callable[[*Ts], T], *arguments: *Ts) -> Future[T]:
+        """Have a thread call a function. It does not, if whoever waits for it is gone before it begins."""
+        return self._threads.submit(lambda: _timed(timing, function, *arguments))
 
 
 def _timed(timing: Timing, function: Callable[[*Ts], T], *arguments: *Ts) -> T:
@@ -104,18 +120,9 @@ class Budget:
         self._held = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    @asynccontextmanager
-    async def hold(self, amount: int) -> AsyncIterator[None]:
-        """Wait until there is room for `amount`, and hold it until the block ends."""
+    async def acquire(self, amount: int) -> int:
+        """Wait until there is room for `amount`; returns what has to be released."""
         amount = min(amount, self._limit)
-        await self._acquire(amount)
-        try:
-            yield
-        finally:
-            self._held -= amount
-            self._serve()
-
-    async def _acquire(self, amount: int) -> None:
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append((amount, turn))
         self._serve()
@@ -126,6 +133,12 @@ class Budget:
                 self._held -= amount
             self._serve()
             raise
+        return amount
+
+    def release(self, amount: int) -> None:
+        """Give back what `acquire` returned; belongs to the event loop."""
+        self._held -= amount
+        self._serve()
 
     def _serve(self) -> None:
         while self._waiting:

@@ -38,10 +38,7 @@ def png_file(width: int, height: int, depth: int, colour: int, rows: bytes, *ext
     """A PNG written by hand: kinds that Pillow reads but does not write. `rows` include the filter bytes."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    body = (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in chunks)
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -282,6 +279,102 @@ def test_limit_is_exact(width: int, height: int, kind: str) -> None:
     assert open_picture(data, width * height).size == (width, height)
     with pytest.raises(ImageTooLargeError, match=f"{width} x {height} "):
         open_picture(data, width * height - 1)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def behind_header(data: bytes, end: int, times: int, extra: bytes) -> bytes:
+    return data[:end] + extra * times + data[end:]
+
+
+# By format: where the header ends, and the shortest part that can follow it, which no picture consists of.
+PARTS = {
+    "JPEG": (2, b"\xff\xe5\x00\x02"),
+    "PNG": (33, chunk(b"abCd", b"")),
+    "GIF": (13 + 3 * 256, b"\x21\xfe\x01a\x00"),
+}
+
+
+@pytest.mark.parametrize("format_", PARTS)
+def test_parts_without_number_are_refused(format_: str) -> None:
+    end, part = PARTS[format_]
+    plain = encode(draw(1, 300, 200), format_)
+    assert np.array_equal(decode(behind_header(plain, end, 1000, part), 32), decode(plain, 32))
+    with pytest.raises(CorruptImageError, match="too many parts"):
+        decode(behind_header(plain, end, 120_000, part), 32)
+
+
+def test_parts_without_number_behind_the_pixels_are_refused() -> None:
+    plain = encode(draw(1, 300, 200))
+    with pytest.raises(CorruptImageError, match="too many parts"):
+        decode(behind_header(plain, len(plain) - 12, 120_000, PARTS["PNG"][1]), 32)
+
+
+def test_colour_profiles_that_unpack_to_much_are_refused() -> None:
+    profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 20)))
+    plain = encode(draw(1))
+    assert np.array_equal(decode(behind_header(plain, 33, 1, profile), 32), decode(plain, 32))
+    with pytest.raises(CorruptImageError, match="more than one colour profile"):
+        decode(behind_header(plain, 33, 3, profile), 32)
+
+
+def scans(side: int, number: int) -> bytes:
+    """A black progressive JPEG with so many scans: the DC coefficients, and again and again that all others are 0."""
+    plain = encode(Image.new("L", (side, side)), "JPEG", progressive=True)
+    first = plain.index(b"\xff\xda")
+    rest = first + 10 + plain[first + 10 :].index(b"\xff")
+    table = b"\xff\xc4" + struct.pack(">HB", 20, 0x10) + bytes([1, *[0] * 15]) + b"\xe0"  # 0: as many blocks, and 2^14
+    runs, blocks = "", (side // 8) ** 2
+    while blocks:
+        run = min(blocks, 32_767)
+        runs += f"0{run - 16_384:014b}"
+        blocks -= run
+    runs += "1" * (-len(runs) % 8)
+    coded = int(runs, 2).to_bytes(len(runs) // 8).replace(b"\xff", b"\xff\x00")
+    empty = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 63, 0) + coded
+    return plain[:rest] + table + empty * (number - 1) + b"\xff\xd9"
+
+
+def test_jpeg_with_scans_without_number_is_refused() -> None:
+    assert decode(scans(1024, 100), 32).max() == 0
+    with pytest.raises(CorruptImageError, match="more than 100 scans"):
+        decode(scans(1024, 101), 32)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_what_looks_like_scans_behind_a_jpeg_or_in_its_header_does_not_matter(progressive: bool) -> None:
+    plain = encode(draw(1, 300, 200), "JPEG", progressive=progressive)
+    film = b"\xff\xda\x00\x08" * 500
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + len(film)) + film
+    assert np.array_equal(decode(plain[:2] + comment + plain[2:] + film, 32), decode(plain, 32))
+
+
+def run_length_bmp(width: int, height: int, runs: bytes) -> bytes:
+    """A BMP that Pillow reads but does not write: 256 shades of grey, each row from the left, the lowest row first."""
+    palette = b"".join(bytes((grey, grey, grey, 0)) for grey in range(256))
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 256)
+    start = 14 + len(header) + len(palette)
+    return b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start) + header + palette + runs
+
+
+def test_run_length_encoded_bmp() -> None:
+    grey = np.asarray(draw(8).convert("L"))
+    rows = (b"".join(bytes((1, value)) for value in row) + b"\x00\x00" for row in grey[::-1].tolist())
+    found = decode(run_length_bmp(32, 32, b"".join(rows) + b"\x00\x01"), 32)
+    assert np.array_equal(found, np.stack([grey] * 3))
+
+
+@pytest.mark.parametrize(("width", "height"), [(7000, 7000), (49_000_000, 1)])
+def test_large_run_length_encoded_bmp_is_refused(width: int, height: int) -> None:
+    with pytest.raises(ImageTooLargeError, match=r"of a run-length encoded BMP\. Save it as a PNG\."):
+        decode(run_length_bmp(width, height, b"\x01\x01\x00\x00" * height), 32)
+
+
+def test_run_length_encoded_bmp_with_runs_of_nothing_is_refused() -> None:
+    with pytest.raises(CorruptImageError):
+        decode(run_length_bmp(32, 32, b"\x00\x00" * 10_000 + b"\x20\x01" * 32), 32)
 
 
 @pytest.mark.parametrize("format_", FORMATS)
