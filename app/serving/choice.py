@@ -4,10 +4,11 @@ import fcntl
 import hashlib
 import json
 import logging
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +20,7 @@ from app.serving import candidates, native, tryout
 from app.serving.blocks import BlockEngine, Blocks, faster
 from app.serving.candidates import Place
 from app.serving.curve import Curve
-from app.serving.engine import BlockKind, Engine, Kind
+from app.serving.engine import AnyKind, BlockKind, Engine, Kind
 from app.serving.processes import LIMIT_SECONDS, Processes
 from app.serving.tryout import Result
 from app.serving.turns import HALVES
@@ -40,6 +41,11 @@ _SOONER = 0.9
 
 _FORMAT = 12  # of what is remembered: raise it whenever its meaning or the measuring changes
 _LIBRARIES = ("torch", "openvino", "nncf")
+_CHOICE = "choice.json"
+
+# What converted networks take on a disk, in sizes of the TorchScript, whose weights may have half of their bits.
+_NETWORK = 2
+_WINOGRAD = 4  # 16 numbers for every 9
 
 
 class Choice(BaseModel):
@@ -112,9 +118,9 @@ class Engines:
         Raises:
             ArtifactError: no engine can run it, or not the one that is wanted.
         """
-        with self._folder(manifest) as cache:
+        with self._folder(manifest) as (cache, recalled):
             place = Place(device=self._device, threads=self._threads, cache=cache)
-            choice = _recall(cache) or self._choose(folder, manifest, place)
+            choice = recalled or self._choose(folder, manifest, place)
             curve = choice.curve
             long = curve.undivided < self._max_batch
             half = candidates.halved(choice.kind, place) if long or self._apart else None
@@ -127,8 +133,11 @@ class Engines:
             halves.warm_up(curve.batch)
         return Opened(engine, choice.kind, curve, halves, long)
 
+    def _kinds(self) -> tuple[Kind, ...]:
+        return candidates.possible(self._device) if self._wanted == "auto" else (self._wanted,)
+
     def _choose(self, folder: Path, manifest: Manifest, place: Place) -> Choice:
-        kinds = candidates.possible(self._device) if self._wanted == "auto" else (self._wanted,)
+        kinds = self._kinds()
         if probe.PROBE not in manifest.files:
             log.warning(
                 "%s brings no probe pictures, so its engines are compared on noise. Versions exported from now on do.",
@@ -141,19 +150,24 @@ class Engines:
         kind = suited(folder, by_kind, self._max_batch, strict=self._wanted == "auto")
         choice = Choice(kind=kind, tried=tried)
         log.info("%s", _table(folder, choice))
-        choice = choice.model_copy(update={"blocks": self._blocks(folder, choice, place)})
-        _remember(place.cache, choice)
+        blocks, tried_blocks = self._blocks(folder, choice, place)
+        choice = choice.model_copy(update={"blocks": blocks})
+        _remember(place.cache, choice, [*tried, *tried_blocks])
         return choice
 
-    def _blocks(self, folder: Path, choice: Choice, place: Place) -> Blocks | None:
-        """Try whether large batches are faster in blocks, each with the threads that compute one then."""
+    def _blocks(self, folder: Path, choice: Choice, place: Place) -> tuple[Blocks | None, Sequence[Result]]:
+        """Try whether large batches are faster in blocks, each with the threads that compute one then.
+
+        Returns:
+            The blocks if they are, and what was tried.
+        """
         kinds = tuple(
             kind
             for kind in candidates.of_blocks(choice.kind)
             if self._wanted == "auto" or kind.startswith(self._wanted)
         )
         if not kinds or not _large(kinds[0], choice.curve, self._max_batch):
-            return None
+            return None, ()
         size = candidates.BLOCK[kinds[0]]
         sharing = HALVES if candidates.halved(choice.kind, place) else 1
         request = tryout.Request(
@@ -183,11 +197,33 @@ class Engines:
         for kind in kinds:
             if not blocks or kind != blocks.kind:
                 candidates.discard_blocks(kind, place)
-        return blocks
+        return blocks, tried
 
     @contextmanager
-    def _folder(self, manifest: Manifest) -> Iterator[Path]:
-        """The folder for this version on this machine with these settings, for one process at a time."""
+    def _folder(self, manifest: Manifest) -> Iterator[tuple[Path, Choice | None]]:
+        """The folder for this version on this machine with these settings, and what was chosen there before.
+
+        It is for one process at a time. Where it cannot be written, or has no room, it is another one that is removed
+        afterwards: an engine needs no file any more once it is loaded.
+        """
+        needed = _bytes(self._kinds(), manifest.files[SCRIPT].size)
+        with ExitStack() as stack:
+            folder = self._cache and stack.enter_context(_locked(self._cache / self._name(manifest)))
+            recalled = _recall(folder) if folder else None
+            if folder and not recalled and not _has_room(folder, needed):
+                log.warning(
+                    "%s has no room for the %d MB of converted networks: the engine is chosen anew at every start. "
+                    "Make room on its disk.",
+                    self._cache,
+                    needed / 1e6,
+                )
+                folder = None
+            if not folder:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="refit-engine-")))
+            yield folder, recalled
+
+    def _name(self, manifest: Manifest) -> str:
+        """Another one for whatever makes a difference to the choice."""
         key = {
             "format": _FORMAT,
             "script": manifest.files[SCRIPT].sha256,
@@ -198,11 +234,7 @@ class Engines:
             "threads": self._threads,
             "max_batch": self._max_batch,
         }
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        with _writable(self._cache, name) as folder, (folder / "lock").open("w") as lock:
-            # Engines that are timed while other processes time theirs all look slow.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield folder
+        return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _make(choice: Choice, folder: Path, manifest: Manifest, place: Place, large: bool) -> Engine:
@@ -216,19 +248,38 @@ def _make(choice: Choice, folder: Path, manifest: Manifest, place: Place, large:
 
 
 @contextmanager
-def _writable(cache: Path | None, name: str) -> Iterator[Path]:
-    if cache is not None:
+def _locked(folder: Path) -> Iterator[Path | None]:
+    """A folder for one process at a time; None if it cannot be written."""
+    usable = True
+    with ExitStack() as stack:
         try:
-            (cache / name).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=cache / name):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
                 pass
+            lock = stack.enter_context((folder / "lock").open("w"))
+            # Engines that are timed while other processes time theirs all look slow.
+            fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
-            log.warning("%s cannot be written (%s): the engine is chosen anew at every start.", cache, error.strerror)
-        else:
-            yield cache / name
-            return
-    with tempfile.TemporaryDirectory(prefix="refit-engine-") as folder:
-        yield Path(folder)
+            log.warning(
+                "%s cannot be written (%s): the engine is chosen anew at every start.", folder.parent, error.strerror
+            )
+            usable = False
+        yield folder if usable else None
+
+
+def _has_room(folder: Path, needed: int) -> bool:
+    return shutil.disk_usage(folder).free >= needed
+
+
+def _bytes(kinds: Sequence[Kind], script: int) -> int:
+    """What is written to try engines, if the TorchScript has so many bytes."""
+    everything: set[AnyKind] = {*kinds, *(block for kind in kinds for block in candidates.of_blocks(kind))}
+    sizes = 0
+    if any(kind.startswith("openvino") for kind in everything):
+        sizes += _NETWORK
+    for kind, size in (("native-f32", _NETWORK), ("openvino-int8", _NETWORK), ("openvino-bf16-winograd", _WINOGRAD)):
+        sizes += size if kind in everything else 0
+    return 1_000_000 + sizes * script
 
 
 def suited(folder: Path, tried: Mapping[Kind, Result], max_batch: int, strict: bool) -> Kind:
@@ -306,7 +357,7 @@ def _table(folder: Path, choice: Choice) -> str:
 
 
 def _recall(cache: Path) -> Choice | None:
-    path = cache / "choice.json"
+    path = cache / _CHOICE
     try:
         choice = Choice.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -318,10 +369,18 @@ def _recall(cache: Path) -> Choice | None:
     return choice
 
 
-def _remember(cache: Path, choice: Choice) -> None:
+def _remember(cache: Path, choice: Choice, tried: Sequence[Result]) -> None:
+    """Keep a choice for the next start, unless an engine that was tried for it may do better then."""
+    failed = [result.kind for result in tried if result.passing]
+    if failed:
+        log.warning("%s failed, and may not the next time: the engine is chosen anew then.", " and ".join(failed))
+        return
     partial = cache / "choice.partial"
-    partial.write_text(choice.model_dump_json(indent=1))
-    partial.replace(cache / "choice.json")
+    try:
+        partial.write_text(choice.model_dump_json(indent=1))
+        partial.replace(cache / _CHOICE)
+    except OSError as error:
+        log.warning("%s cannot be written (%s): the engine is chosen anew at the next start.", cache, error.strerror)
 
 
 def _describe(device: Literal["cpu", "cuda"]) -> str:

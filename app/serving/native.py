@@ -4,6 +4,7 @@ import queue
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 
 from app.serving import plan
 from app.serving.engine import Pixels, Probabilities, check_shape, softmax
@@ -70,5 +71,10 @@ def convert(script: Path, size: int, target: Path) -> None:
 
     Raises:
         ArtifactError: it has a layer that the plan has no step for.
+        OSError: `target` cannot be written.
     """
-    plan.trace(script, size).save(target)
+    found = plan.trace(script, size)
+    try:
+        found.save(target)
+    except SafetensorError as error:
+        raise OSError(f"{target} cannot be written: {error}. Make room on its disk, then restart.") from error

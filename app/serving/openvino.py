@@ -117,6 +117,7 @@ def convert(script: Path, size: int, target: Path) -> None:
 
     Raises:
         ArtifactError: OpenVINO cannot convert it.
+        OSError: `target` cannot be written.
     """
     openvino = library()
     import torch  # noqa: PLC0415 (not wanted in the service, where what was converted before is only loaded)
@@ -172,9 +173,16 @@ def operations() -> ModuleType:
 
 
 def save(model: Any, target: Path) -> None:
-    """Write a network and its weights so that the one is never there without the other."""
+    """Write a network and its weights so that the one is never there without the other.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         partial = Path(folder, target.name)
-        library().save_model(model, partial, compress_to_fp16=False)
+        try:
+            library().save_model(model, partial, compress_to_fp16=False)
+        except RuntimeError as error:  # "iostream error", whatever the reason
+            raise OSError(f"{target} cannot be written: {error}. Make room on its disk, then restart.") from error
         for suffix in (".bin", ".xml"):
             partial.with_suffix(suffix).replace(target.with_suffix(suffix))

@@ -48,15 +48,16 @@ class Started(BaseModel):
 class Result(BaseModel):
     """What came of an engine.
 
-    `error` says why it cannot be used. Otherwise `distance` is the largest difference of a probability from the
-    reference, `same_label` the share of pictures with the same most probable class, and `seconds` what a batch takes
-    by its size.
+    `error` says why it cannot be used, and `passing` whether it may be usable the next time. Otherwise `distance` is
+    the largest difference of a probability from the reference, `same_label` the share of pictures with the same most
+    probable class, and `seconds` what a batch takes by its size.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: AnyKind
     error: str | None = None
+    passing: bool = False
     distance: float = 0
     same_label: float = 0
     seconds: dict[int, float] = {}
@@ -88,7 +89,9 @@ def run(request: Request) -> Iterator[Started | Result]:
         try:
             result = _try(kind, request, manifest, reference, _HOPELESS * best)
         except Exception as error:  # whatever a library may raise: the next engine may still do
-            yield Result(kind=kind, error=f"{type(error).__name__}: {error}")
+            # What the system refuses (room on the disk, above all), it may grant another time.
+            passing = isinstance(error, (OSError, MemoryError))
+            yield Result(kind=kind, error=f"{type(error).__name__}: {error}", passing=passing)
             continue
         if result.distance <= request.tolerance:
             best = max(best, curve.Curve(result.seconds).rate)

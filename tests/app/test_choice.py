@@ -1,5 +1,9 @@
 """Choosing an engine: the fastest that answers rightly, in spite of those that fail, and only once."""
 
+import os
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +23,21 @@ from training import artifact, picture, probe
 from training.errors import ArtifactError
 
 CPU = torch.device("cpu")
+
+# Opens argv[1] with the cache argv[2] as a service does, has it answer, and prints its kind.
+OPEN = """
+import logging, sys
+from pathlib import Path
+import numpy as np
+from app.serving.choice import Engines
+from training import artifact
+logging.basicConfig(stream=sys.stderr, format="%(message)s", level="INFO")
+folder, cache = map(Path, sys.argv[1:])
+manifest = artifact.read_manifest(folder)
+opened = Engines("auto", "cpu", threads=1, max_batch=8, cache=cache).open(folder, manifest)
+opened.engine.predict(np.zeros((1, 3, manifest.input_size, manifest.input_size), np.uint8))
+print(opened.kind)
+"""
 
 
 def opened(folder: Path, cache: Path | None, wanted: Kind | str = "auto") -> Opened:
@@ -166,3 +185,56 @@ def test_cache_that_cannot_be_written_costs_only_the_memory(tmp_path: Path, capl
     (tmp_path / "engines").write_text("a file is in the way")
     assert opened(folder, tmp_path / "engines", "torchscript-f32").kind == "torchscript-f32"
     assert any("cannot be written" in message for message in caplog.messages)
+
+
+def test_choice_that_cannot_be_kept_costs_only_the_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = artifacts.write(tmp_path, "cifar10", seed=1)
+    opened(folder, tmp_path / "engines", "torchscript-f32")
+    (remembered,) = (tmp_path / "engines").glob("*/choice.json")
+    remembered.unlink()
+    remembered.with_suffix(".partial").mkdir()
+    assert opened(folder, tmp_path / "engines", "torchscript-f32").kind == "torchscript-f32"
+    assert any("is chosen anew at the next start" in message for message in caplog.messages)
+
+
+def test_choice_without_an_engine_that_could_not_be_written_is_not_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    needs.compiled()
+    folder = artifacts.write(tmp_path, "cifar10", seed=1)
+    engines = Engines("auto", "cpu", threads=1, max_batch=8, cache=tmp_path / "engines")
+    remembered = tmp_path / "engines" / engines._name(artifact.read_manifest(folder)) / "choice.json"
+    in_the_way = remembered.with_name("plan.partial")
+    in_the_way.mkdir(parents=True)
+    assert opened(folder, tmp_path / "engines").kind != "native-f32"
+    assert any("native-f32 failed, and may not the next time" in message for message in caplog.messages)
+    assert not remembered.exists()
+    in_the_way.rmdir()
+    opened(folder, tmp_path / "engines")
+    assert remembered.exists()
+
+
+def test_full_disk_costs_only_the_memory(tmp_path: Path) -> None:
+    folder, engines = artifacts.write(tmp_path, "cifar10", seed=1), tmp_path / "full" / "engines"
+    engines.parent.mkdir()
+    mount = mounting()
+    script = """
+        set -e
+        mount -t tmpfs -o size=2m none "$1" && mkdir "$1/engines"
+        cat /dev/zero > "$1/fill" 2> /dev/null || true
+        "$2" -B -c "$3" "$4" "$1/engines" && find "$1/engines" -name choice.json
+    """
+    command = [*mount, "sh", "-c", script, "sh", str(engines.parent), sys.executable, OPEN, str(folder)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert len(found.stdout.split()) == 1  # the kind, and no file of a choice
+    assert "engines has no room for the" in found.stderr
+    assert "cannot be written" not in found.stderr
+
+
+def mounting() -> list[str]:
+    """How to run a program that may mount file systems, which nobody else sees."""
+    command = ["unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",))]
+    probe = [*command, "mount", "-t", "tmpfs", "none", "/mnt"]
+    if not shutil.which("unshare") or subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("needs to mount a small disk: root, or user namespaces (sysctl kernel.unprivileged_userns_clone=1)")
+    return command
