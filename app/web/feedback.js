@@ -1,6 +1,6 @@
 // Corrections: a right label for a prediction, and the predictions that are most in need of one.
 
-import {$, act, call, percent, text} from "./service.js";
+import {$, act, background, call, percent, text} from "./service.js";
 
 const SHOWN = 12;
 
@@ -20,6 +20,7 @@ export async function fillFeedback() {
   $("feedback").hidden = false;
   $("feedback-count").textContent = `${labelled} labelled, ${unlabelled} wait. The least certain come first.`;
   $("learn").disabled = !labelled;
+  $("learn").dataset.labels = JSON.stringify(labels);
   const {queue} = await (await call(`feedback/queue?${new URLSearchParams({model, limit: SHOWN})}`)).json();
   $("queue").replaceChildren(...queue.map(queueItem));
   await fillClasses(model, Object.keys(labels));
@@ -59,7 +60,7 @@ function queueItem({id, label, probability, filename}) {
     await fillFeedback();
   });
   item.querySelector(".top").append(labelForm(id), forget);
-  act(() => showPicture(item.querySelector("img"), id));
+  background(() => showPicture(item.querySelector("img"), id));
   return item;
 }
 

@@ -1,11 +1,21 @@
 import {fillFeedback, labelForm} from "./feedback.js";
-import {$, Problem, act, call, explain, failure, headers, percent, text} from "./service.js";
+import {
+  $, Problem, act, background, call, explain, failure, headers, percent, text, unreachable,
+} from "./service.js";
 import {pack} from "./tar.js";
 
 const MAX_TOP = 3;
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 const HIDDEN_FILE = /(^|\/)(\.|__MACOSX\/|Thumbs\.db$|desktop\.ini$)/i;
+const PICTURE_FILE = /\.(jpe?g|jpe|jfif|png|webp|gif|bmp)$/i;
+const CIFAR_FILE = /(^|\/)(data_batch_[1-5]|test_batch)(\.bin)?$/;
+const PORTION_FILES = 16;
+const PORTION_BYTES = 15e6;
+const PICTURE_FAULTS = new Set([413, 415, 422]);
+const RETRY_MS = 2000;
 const following = new Set();
+const pending = new Map(); // by what is trained on: what the service has not accepted yet
+let turn = 0; // of what is classified: the answers to an earlier one are not shown any more
 
 async function refresh() {
   const {models} = await (await call("models")).json();
@@ -24,15 +34,83 @@ function fillSelect(select, options, preferred) {
 async function classify(files) {
   const pictures = [...files];
   if (!pictures.length) return;
+  const own = clearAnswers();
+  try {
+    await classifyAll(pictures, () => own === turn);
+  } catch (error) {
+    if (own === turn) throw error;
+  } finally {
+    if (own === turn) wait("");
+    background(fillFeedback);
+  }
+}
+
+function droppedPictures({items, files}) {
+  if ([...items].some((item) => item.webkitGetAsEntry()?.isDirectory)) {
+    throw new Error("Pictures are dropped here. A folder of pictures to train on goes to 'Train your own'.");
+  }
+  return files;
+}
+
+/** Make room for other answers; gives the turn that they have. */
+function clearAnswers() {
+  $("answers").replaceChildren();
+  wait("");
+  return ++turn;
+}
+
+function wait(hint) {
+  $("classify").ariaBusy = String(hint !== "");
+  $("waiting").textContent = hint;
+  $("waiting").hidden = !hint;
+}
+
+async function classifyAll(pictures, wanted) {
+  const model = $("model").value;
+  let done = 0;
+  for (const portion of portions(pictures)) {
+    wait(`Classifying: ${done} of ${pictures.length} done`);
+    const predictions = await predict(portion, model);
+    if (!wanted()) return;
+    $("answers").append(...predictions.map((prediction, index) => answerItem(prediction, portion[index])));
+    done += portion.length;
+    // Pictures are stored a moment after their answer; whoever asks for one waits for that.
+    const last = predictions.findLast(({id}) => id);
+    if (last) await call(`feedback/${last.id}/picture`);
+    if (!wanted()) return;
+  }
+}
+
+/** Pictures in requests that a service takes. */
+function* portions(pictures) {
+  let portion = [];
+  let bytes = 0;
+  for (const picture of pictures) {
+    if (portion.length === PORTION_FILES || (portion.length && bytes + picture.size > PORTION_BYTES)) {
+      yield portion;
+      portion = [];
+      bytes = 0;
+    }
+    portion.push(picture);
+    bytes += picture.size;
+  }
+  yield portion;
+}
+
+async function predict(pictures, model) {
   const body = new FormData();
   for (const picture of pictures) body.append("file", picture, picture.name);
-  const query = new URLSearchParams({top_k: MAX_TOP, ...($("model").value && {model: $("model").value})});
-  const {predictions} = await (await call(`predict?${query}`, {method: "POST", body})).json();
-  $("answers").replaceChildren(...predictions.map((prediction, index) => answerItem(prediction, pictures[index])));
-  // Pictures are stored a moment after their answer; whoever asks for one waits for that.
-  const last = predictions.findLast(({id}) => id);
-  if (last) await call(`feedback/${last.id}/picture`);
-  await fillFeedback();
+  const query = new URLSearchParams({top_k: MAX_TOP, ...(model && {model})});
+  try {
+    return (await (await call(`predict?${query}`, {method: "POST", body})).json()).predictions;
+  } catch (error) {
+    if (!PICTURE_FAULTS.has(error.status)) throw error;
+    if (pictures.length === 1) return [{error: {detail: error.message}}];
+    if (error.status !== 413) throw error;
+    // This service takes less at once than others.
+    const half = pictures.length >> 1;
+    return [...await predict(pictures.slice(0, half), model), ...await predict(pictures.slice(half), model)];
+  }
 }
 
 function answerItem({id, label, error, top = []}, picture) {
@@ -61,21 +139,37 @@ function chosenFiles() {
     .filter(({path}) => !HIDDEN_FILE.test(path));
 }
 
+/** The folders below the chosen one that hold pictures. */
+function pictureFolders(files) {
+  const pictures = files.filter(({path}) => PICTURE_FILE.test(path));
+  return [...new Set(pictures.map(({path}) => path.split("/").slice(1, -1).join("/")).filter(Boolean))].sort();
+}
+
+/** What is wrong with a choice however the service reads its folders; the service sees the rest. */
+function faultOf(files) {
+  const folders = pictureFolders(files);
+  if (folders.length > 1 || files.some(({path}) => CIFAR_FILE.test(path))) return "";
+  const found = folders.length ? `Only ${folders[0]} holds pictures` : "No folder in the chosen one holds pictures";
+  return `${found}. Choose a folder that holds one folder of pictures for each class, of two classes or more.`;
+}
+
 function describeChoice() {
   const files = chosenFiles();
-  const classes = new Set(files.map(({path}) => path.split("/").slice(1, -1).join("/")).filter(Boolean));
   $("folder-chosen").textContent = files.length
-    ? `${files.length} files in ${[...classes].sort().join(", ") || "no class folder"}`
+    ? faultOf(files) || `${files.length} files in ${pictureFolders(files).join(", ") || "CIFAR-10's format"}`
     : "Choose a folder that holds one folder of pictures for each class";
 }
 
 async function submit(form) {
   const files = chosenFiles();
   if (!files.length) throw new Error("Choose a folder of pictures first.");
+  const fault = faultOf(files);
+  if (fault) throw new Error(fault);
   const body = new FormData(form);
   if (!body.get("base")) body.delete("base");
+  const content = [...body, ...files.map(({path, file}) => [path, file.size, file.lastModified])];
   body.append("dataset", pack(files), `${body.get("name")}.tar`);
-  await begin(body);
+  await begin("folder", body, content);
   form.reset();
   describeChoice();
 }
@@ -85,22 +179,40 @@ async function learn() {
   const body = new FormData();
   body.append("dataset", "feedback");
   body.append("name", $("model").value);
-  await begin(body);
+  await begin("feedback", body, [...body, $("learn").dataset.labels]);
 }
 
-async function begin(body) {
-  const job = await send("finetune", body);
-  follow(job.id, jobItem(job));
+async function begin(kind, body, content) {
+  const key = keyFor(kind, JSON.stringify(content));
+  allowSending(false);
+  try {
+    const job = await send("finetune", body, key);
+    pending.delete(kind);
+    background(() => follow(job.id, itemOf(job)));
+  } finally {
+    allowSending(true);
+  }
+}
+
+/** The same until the content is known to be accepted: sent again when the connection broke, it must train once. */
+function keyFor(kind, content) {
+  if (pending.get(kind)?.content !== content) {
+    pending.set(kind, {content, key: [...crypto.getRandomValues(new Uint32Array(4))].join("-")});
+  }
+  return pending.get(kind).key;
+}
+
+function allowSending(allowed) {
+  for (const fields of document.querySelectorAll(".sends")) fields.disabled = !allowed;
 }
 
 /** POST with a bar for what has been sent, which fetch cannot report. */
-function send(path, body) {
+function send(path, body, key) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", path);
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
-    // A second click, or a retry after a broken connection, must not train twice.
-    request.setRequestHeader("idempotency-key", [...crypto.getRandomValues(new Uint32Array(4))].join("-"));
+    request.setRequestHeader("idempotency-key", key);
     request.upload.onprogress = (event) => Object.assign($("sent"), {hidden: false, value: event.loaded / event.total});
     request.onerror = () => reject(new Error("The connection to the service broke. Try again."));
     request.onload = () => {
@@ -115,13 +227,15 @@ function send(path, body) {
 async function fillJobs() {
   const {jobs} = await (await call("finetune")).json();
   for (const job of [...jobs].reverse()) {
-    const item = document.querySelector(`#jobs [data-id="${CSS.escape(job.id)}"]`) ?? jobItem(job);
+    const item = itemOf(job);
     showJob(item, job);
-    if (!ENDED.has(job.status)) follow(job.id, item);
+    if (!ENDED.has(job.status)) background(() => follow(job.id, item));
   }
 }
 
-function jobItem(job) {
+function itemOf(job) {
+  const shown = document.querySelector(`#jobs [data-id="${CSS.escape(job.id)}"]`);
+  if (shown) return shown;
   $("jobs").prepend($("job").content.cloneNode(true));
   const item = $("jobs").firstElementChild;
   item.dataset.id = job.id;
@@ -130,7 +244,7 @@ function jobItem(job) {
 }
 
 function showJob(item, job) {
-  const {epoch = 0, epochs = 0, val_accuracy: accuracy, eta_seconds: eta} = job.progress ?? {};
+  const {epoch, epochs} = job.progress;
   item.querySelector(".name").textContent = job.name ?? "";
   item.querySelector(".status").textContent = job.status;
   item.querySelector(".cancel").hidden = ENDED.has(job.status);
@@ -139,36 +253,73 @@ function showJob(item, job) {
   bar.value = epochs ? epoch / epochs : 0;
   const detail = item.querySelector(".detail");
   detail.classList.toggle("error", job.status === "failed");
-  if (job.error) detail.textContent = failure(job.error);
-  else if (job.result) detail.textContent = `Version ${job.result.version}. ${job.result.reason}`;
-  else {
-    detail.textContent = [
-      epochs && `epoch ${epoch} of ${epochs}`,
-      accuracy != null && `${percent(accuracy)} right so far`,
-      eta != null && `about ${Math.max(1, Math.round(eta / 60))} min left`,
-    ].filter(Boolean).join(", ");
-  }
+  detail.textContent = detailOf(job);
+  item.querySelector(".warnings").textContent = job.warnings.join("\n");
 }
 
-/** Show a job's events until it has ended. EventSource cannot send the key, so the stream is read by hand. */
+function detailOf({status, progress, result, error}) {
+  if (error) return failure(error);
+  if (result) return `Version ${result.version}. ${result.reason}`;
+  if (ENDED.has(status)) return "";
+  const {epoch, epochs, val_accuracy: accuracy, eta_seconds: eta} = progress;
+  return [
+    epochs && `epoch ${epoch} of ${epochs}`,
+    accuracy != null && `${percent(accuracy)} right so far`,
+    eta != null && `about ${Math.max(1, Math.round(eta / 60))} min left`,
+  ].filter(Boolean).join(", ");
+}
+
+/** Show a job until it has ended, and then what came of it, also when the service is away in between. */
 async function follow(id, item) {
   if (following.has(id)) return;
   following.add(id);
   try {
-    const stream = (await call(`finetune/${id}/events`)).body.pipeThrough(new TextDecoderStream()).getReader();
-    let rest = "";
-    for (let part = await stream.read(); !part.done; part = await stream.read()) {
-      const events = (rest + part.value).split(/\r?\n\r?\n/);
-      rest = events.pop();
-      for (const event of events) {
-        const data = event.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5)).join("");
-        if (data) showJob(item, JSON.parse(data));
-      }
-    }
+    await persist(() => showEvents(id, item));
+    await persist(refresh);
   } finally {
     following.delete(id);
   }
-  await act(refresh);
+}
+
+/** Try again until it is done; only what trying again cannot mend is an error. */
+async function persist(action) {
+  for (;;) {
+    try {
+      await action();
+      $("away").hidden = true;
+      return;
+    } catch (error) {
+      const passing = error.status === 0 || error.status === 429 || error.status >= 500;
+      $("away").hidden = !passing;
+      if (!passing) throw error;
+      $("away").textContent = `${error.message} It is tried again every ${RETRY_MS / 1000} seconds.`;
+    }
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  }
+}
+
+async function showEvents(id, item) {
+  for await (const job of events(id)) {
+    $("away").hidden = true;
+    showJob(item, job);
+    if (ENDED.has(job.status)) return;
+  }
+  throw unreachable();
+}
+
+/** A job whenever it has changed. EventSource cannot send the key, so the stream is read by hand. */
+async function* events(id) {
+  const stream = (await call(`finetune/${id}/events`)).body.pipeThrough(new TextDecoderStream()).getReader();
+  const read = () => stream.read().catch(() => { throw unreachable(); });
+  let rest = "";
+  for (let part = await read(); !part.done; part = await read()) {
+    const complete = (rest + part.value).split(/\r?\n\r?\n/);
+    rest = complete.pop();
+    for (const event of complete) {
+      const data = event.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5));
+      if (data.length) yield JSON.parse(data.join(""));
+    }
+  }
 }
 
 async function fillModels(models) {
@@ -220,8 +371,12 @@ function promoteCell(model, version) {
   return cell;
 }
 
+$("pictures").onclick = (event) => { event.target.value = ""; }; // so that the same pictures can be chosen again
 $("pictures").onchange = (event) => act(() => classify(event.target.files));
-$("model").onchange = () => act(fillFeedback);
+$("model").onchange = () => {
+  clearAnswers();
+  act(fillFeedback);
+};
 $("learn").onclick = () => act(learn);
 $("folder").onchange = describeChoice;
 $("train").onsubmit = (event) => {
@@ -238,7 +393,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   $("pictures-drop").addEventListener(kind, (event) => {
     event.preventDefault();
     $("pictures-drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop") act(() => classify(event.dataTransfer.files));
+    if (kind === "drop") act(() => classify(droppedPictures(event.dataTransfer)));
   });
 }
 act(refresh);

@@ -15,8 +15,12 @@ export function headers() {
   return key ? {authorization: `Bearer ${key}`} : {};
 }
 
+/** No answer at all, and so status 0. */
+export const unreachable = () => new Problem(0, "The service cannot be reached. Is it running?");
+
 export async function call(path, options = {}) {
-  const answer = await fetch(path, {...options, headers: {...headers(), ...options.headers}});
+  const sent = fetch(path, {...options, headers: {...headers(), ...options.headers}});
+  const answer = await sent.catch(() => { throw unreachable(); });
   if (answer.ok) return answer;
   throw new Problem(answer.status, explain(answer.status, await answer.text()));
 }
@@ -35,18 +39,27 @@ export function failure({detail, errors = []}) {
 }
 
 function show(error) {
-  if (error.status === 401) $("key").hidden = false;
   $("problem").textContent = error.message;
   $("problem").hidden = false;
 }
 
-/** Run an action of the user's; what goes wrong is said at the top of the page. */
+/** Run what the user has begun; what goes wrong is said at the top of the page. */
 export async function act(action) {
   $("problem").hidden = true;
+  await attempt(action, show);
+}
+
+/** Run what the page has begun by itself; what it says never takes the place of what the user has to read. */
+export async function background(action) {
+  await attempt(action, (error) => { if ($("problem").hidden) show(error); });
+}
+
+async function attempt(action, failed) {
   try {
     await action();
   } catch (error) {
-    show(error);
+    if (error.status === 401) $("key").hidden = false;
+    failed(error);
   }
 }
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from app.jobs.folder import JobFolder, State
+from app.jobs.job import Progress
 from tests import needs
 from tests.app import artifacts, pictures
 from tests.app.process import Server, serve
@@ -26,6 +29,7 @@ from tests.encoding import encode
 from tests.training.shapes import draw
 
 TRAINING_MS = 240_000
+expect.set_options(timeout=30_000)  # a busy machine fails no test
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,39 @@ def test_chosen_pictures_get_their_answers_and_a_broken_one_its_own_error(page: 
     expect(page.locator("#problem")).to_be_hidden()
 
 
+def test_many_pictures_go_in_portions_and_their_answers_with_another_model(page: Page) -> None:
+    bodies: list[str] = []
+    page.on("request", lambda request: bodies.append(request.url) if "/predict?" in request.url else None)
+    expect(page.locator("#model")).to_have_value("cifar10")
+    choose(page, *[pictures.png(seed % 5) for seed in range(20)])
+    items = page.locator("#answers li")
+    expect(items).to_have_count(20)
+    expect(page.locator("#waiting")).to_be_hidden()
+    assert len(bodies) == 2
+    names = items.locator("strong").all_inner_texts()
+    assert names == names[:5] * 4
+    page.select_option("#model", "pets")
+    expect(items).to_have_count(0)
+    # Together they are more than this service takes at once.
+    choose(page, pictures.png(1), b"x" * 3_000_000, b"x" * 3_000_000, b"x" * 5_000_000, pictures.png(1))
+    expect(items.locator("strong")).to_have_text([re.compile("."), "", "", "", re.compile(".")])
+    expect(items.locator(".error")).to_have_count(3)
+    expect(items.nth(3)).to_contain_text("4 MB")
+    expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_a_dropped_folder_is_no_picture(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    box = page.locator("#pictures-drop").bounding_box()
+    assert box
+    data = {"items": [], "files": [str(tmp_path / "cat")], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        place = {"x": box["x"] + 5, "y": box["y"] + 5}
+        session.send("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
+    expect(page.locator("#problem")).to_contain_text("goes to 'Train your own'")
+
+
 def test_versions_and_what_is_wrong_with_them_are_listed(page: Page) -> None:
     cards = page.locator("#models article")
     expect(cards.filter(has_text="cifar10").locator("tbody tr")).to_have_count(2)
@@ -194,7 +231,7 @@ def test_predictions_are_corrected_and_trained_on(browser: Browser, tmp_path: Pa
             expect(page.locator("#problem")).to_contain_text("differs only in case")
             label(page, queue.first, "newt")
             expect(page.locator("#feedback-count")).to_contain_text("3 labelled, 1 wait")
-            page.click("#learn")
+            page.locator("#learn").dblclick()
             expect(page.locator("#jobs li")).to_contain_text("queued")
             expect(page.locator("#problem")).to_be_hidden()
 
@@ -220,17 +257,116 @@ def test_where_pictures_are_not_kept_nothing_can_be_corrected(page: Page) -> Non
 
 
 def test_what_is_wrong_with_a_folder_is_said(browser: Browser, tmp_path: Path) -> None:
-    folder = tmp_path / "pets"
-    (folder / "cat").mkdir(parents=True)
-    (folder / "cat" / "1.png").write_bytes(b"no picture")
+    folder = folder_of(tmp_path / "pets", cat=b"no picture", dog=pictures.png(1))
     artifacts.write(tmp_path / "models", "cifar10", seed=1)
     with serve(tmp_path / "models", data_dir=tmp_path / "data", finetune_workers=1) as running:
         for page in opened(browser, running):
-            page.set_input_files("#folder", folder)
             page.fill("[name=name]", "pets")
+            page.set_input_files("#folder", folder / "cat")
+            expect(page.locator("#folder-chosen")).to_contain_text("No folder in the chosen one holds pictures")
+            page.click("#train button")
+            expect(page.locator("#problem")).to_contain_text("one folder of pictures for each class")
+            page.set_input_files("#folder", folder_of(tmp_path / "lone", cat=pictures.png(1)))
+            page.click("#train button")
+            expect(page.locator("#problem")).to_contain_text("Only cat holds pictures")
+            page.set_input_files("#folder", folder)
+            expect(page.locator("#folder-chosen")).to_have_text("6 files in cat, dog")
             page.click("#train button")
             expect(page.locator("#problem")).to_contain_text("cat/1.png")
             expect(page.locator("#jobs li")).to_have_count(0)
+
+
+def folder_of(folder: Path, **classes: bytes) -> Path:
+    """A folder of classes with as many pictures as each needs."""
+    for name, data in classes.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(3):
+            (folder / name / f"{number}.png").write_bytes(data)
+    return folder
+
+
+def test_a_restart_of_the_service_is_survived_and_nothing_is_trained_twice(browser: Browser, tmp_path: Path) -> None:
+    artifacts.write(tmp_path / "models", "cifar10", seed=1)
+    folder = folder_of(tmp_path / "pets", cat=pictures.png(1), dog=pictures.png(2))
+    keys: list[str] = []
+
+    def sent(request: Request) -> None:
+        if request.method == "POST" and request.url.endswith("/finetune"):
+            keys.append(request.headers["idempotency-key"])
+
+    with serve(tmp_path / "models", data_dir=tmp_path / "data") as running:
+        for page in opened(browser, running):
+            page.on("request", sent)
+            fill(page, "pets", folder)
+            page.locator("#train button").dblclick()
+            job = sees_its_progress(page, tmp_path / "data")
+            sees_no_old_answers(page, running)
+            running.stop()
+            expect(page.locator("#away")).to_contain_text("cannot be reached")
+            choose(page, pictures.png(1))
+            expect(page.locator("#problem")).to_have_text("The service cannot be reached. Is it running?")
+            expect(page.locator("#answers li")).to_have_count(0)
+            for name in ("pets", "newts"):
+                fill(page, name, folder)
+                page.click("#train button")
+                expect(page.locator("#problem")).to_contain_text("Try again")
+            port = running.url.rpartition(":")[2]
+            with serve(tmp_path / "models", "--port", port, data_dir=tmp_path / "data"):
+                sees_its_end(page, f"{running.url}/finetune/{job}")
+                page.click("#train button")
+                expect(page.locator("#jobs li")).to_have_count(2)
+                fill(page, "newts", folder)
+                page.click("#train button")
+                expect(page.locator("#jobs li")).to_have_count(3)
+    accepted, broken, *retried, last = keys
+    assert len(retried) == 2
+    assert len({accepted, broken, *retried, last}) == 4
+
+
+def fill(page: Page, name: str, folder: Path) -> None:
+    """Say what is to be trained."""
+    page.set_input_files("#folder", folder)
+    page.fill("[name=name]", name)
+
+
+def sees_its_progress(page: Page, data: Path) -> str:
+    """What a worker says of the only job is shown; gives its id."""
+    jobs = page.locator("#jobs li")
+    expect(jobs.locator(".status")).to_have_text("queued")
+    job = jobs.get_attribute("data-id")
+    assert job
+    progress = Progress(epoch=2, epochs=5, eta_seconds=2280)
+    JobFolder(data, job).write_state(State(progress=progress, warnings=["Few cats.", "Few dogs."]))
+    expect(jobs.locator(".detail")).to_have_text("epoch 2 of 5, about 38 min left")
+    expect(jobs.locator(".warnings")).to_have_text("Few cats.\nFew dogs.")
+    return job
+
+
+def sees_its_end(page: Page, job: str) -> None:
+    """The only job is followed again; what is shown when it ends takes no error away."""
+    expect(page.locator("#away")).to_be_hidden()
+    with page.expect_response("**/models"):
+        httpx.delete(job, timeout=60)
+    expect(page.locator("#jobs .status")).to_have_text("cancelled")
+    expect(page.locator("#jobs .detail")).to_be_empty()
+    expect(page.locator("#jobs .warnings")).to_contain_text("Few cats.")
+    expect(page.locator("#problem")).to_contain_text("Try again")
+
+
+def sees_no_old_answers(page: Page, server: Server) -> None:
+    """Answers go when others are waited for, which is said."""
+    section, items = page.locator("#classify"), page.locator("#answers li")
+    choose(page, pictures.png(1))
+    expect(items).to_have_count(1)
+    server.process.send_signal(signal.SIGSTOP)
+    choose(page, pictures.png(2), pictures.png(3))
+    expect(section).to_have_attribute("aria-busy", "true")
+    expect(page.locator("#waiting")).to_have_text("Classifying: 0 of 2 done")
+    expect(items).to_have_count(0)
+    server.process.send_signal(signal.SIGCONT)
+    expect(items).to_have_count(2)
+    expect(section).to_have_attribute("aria-busy", "false")
+    expect(page.locator("#waiting")).to_be_hidden()
 
 
 def test_a_folder_is_packed_into_an_archive_that_holds_the_same_files(page: Page) -> None:
