@@ -2,6 +2,7 @@
 
 import logging.config
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -29,6 +30,7 @@ _GRACE_SECONDS = 8  # below the ten that container engines give before they kill
 # Longer than proxies keep a connection that is not in use, Caddy two minutes, most others one: a request that they send
 # on one that is closed at that moment is lost.
 _KEEP_ALIVE_SECONDS = 125
+_DESCRIPTORS = 8192  # more connections than a small machine has memory for
 
 _LOGGING: dict[str, Any] = {
     "version": 1,
@@ -64,7 +66,11 @@ def serve(
     # The server ends its work on SIGTERM and then raises the signal anew: being stopped is not a failure.
     signal.signal(signal.SIGTERM, _stopped)
     logging.config.dictConfig(_LOGGING)
+    _allow_descriptors()
     try:
+        if settings.device == "cuda":  # the only one that can be missing
+            # Said once, here: processes that fail while they make the application are started anew for ever.
+            settings.choose_device()
         with _shared_metrics(settings.workers), supervisor.workers(settings):
             uvicorn.run(
                 "app.main:create_app",
@@ -103,6 +109,14 @@ def worker(
         end_with_parent()
         workflow.SUPERVISED.set()
     Worker(settings).run(stay=not supervised)
+
+
+def _allow_descriptors() -> None:
+    """Raise the soft limit on open files, which is 1,024 in most places, as far as the hard one lets."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _DESCRIPTORS:
+        wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import Any, TextIO
 # A line waits no longer than this. Each write lets another thread take Python's lock, and waiting to get it back costs
 # a busy service more than making the answer.
 _SECONDS = 0.05
+# Characters of a longer line that are written: how long an address is, the client says.
+_FIRST, _LAST = 1000, 40
 
 
 class AccessLog(logging.Logger):
@@ -32,6 +34,8 @@ class AccessLog(logging.Logger):
             text = str(msg) % args
         except (TypeError, ValueError):  # a log never ends what is logged
             text = f"{msg} {args}"
+        if len(text) > _FIRST + _LAST:
+            text = f"{text[:_FIRST]}...{text[-_LAST:]}"
         now = time.time()
         milliseconds = int(1000 * (now % 1))
         self._lines.append(f"{_second(int(now))},{milliseconds:03d} INFO {self.name}: {text}\n")

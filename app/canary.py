@@ -44,6 +44,7 @@ def read(models: Path, name: str) -> Canary | None:
         UnknownModelError: there is no such model.
         ConflictError: the file is unreadable.
     """
+    catalog.check_model(models, name)
     path = models / name / FILE
     try:
         return Canary.model_validate_json(path.read_bytes())

@@ -10,6 +10,7 @@ from training import artifact
 from training.errors import ArtifactError
 
 _LOCK = ".lock"
+_SHOWN = 100  # characters of a name that nobody may ever have given to a model
 
 
 def check_model(models: Path, name: str) -> None:
@@ -22,7 +23,7 @@ def check_model(models: Path, name: str) -> None:
     if not there:
         raise UnknownModelError(no_models(models))
     if name not in there:
-        raise UnknownModelError(f"There is no model {name!r}. Models: {', '.join(there)}.")
+        raise UnknownModelError(f"There is no model {name[:_SHOWN]!r}. Models: {', '.join(there)}.")
 
 
 def check_version(models: Path, name: str, version: int) -> None:

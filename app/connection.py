@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import resource
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, TypedDict, cast
@@ -16,14 +17,17 @@ from uvicorn.protocols.utils import get_client_addr
 
 from app.access_log import ACCESS
 from app.api.disconnect import Client
-from app.errors import TooSlowError, respond
+from app.errors import HeadTooLargeError, ServiceError, TooSlowError, respond
 from app.refusal import Refusals
 from app.transport import GatheringTransport
 
 log = logging.getLogger(__name__)
 
 _LEAST_RATE = 10_000  # bytes a second
+_OTHER_DESCRIPTORS = 200  # for files and processes, which a service needs whoever keeps connections open
+_MOST_HEAD_BYTES = 65_536  # of address and headers, besides what arrives together with their beginning
 _CYCLE = "refit.cycle"
+_UPGRADE = re.compile(rb"(?i)\r\nupgrade:")
 _FORWARDED_FOR = re.compile(rb"(?im)^x-forwarded-for:[ \t]*(.*?)\r?$")
 
 Header = tuple[bytes, bytes]
@@ -51,6 +55,7 @@ class Connection(HttpToolsProtocol):
     """
 
     _timer: asyncio.TimerHandle | None = None
+    _head_bytes: int | None = None  # of a head that has not ended, but for what came with its beginning
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -61,11 +66,20 @@ class Connection(HttpToolsProtocol):
         self._gathering = GatheringTransport(transport, self.loop)
         super().connection_made(cast(asyncio.Transport, self._gathering))
         self._expect()
+        if len(self.connections) > resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_DESCRIPTORS:
+            self._make_room()
 
     def data_received(self, data: bytes) -> None:
-        if self._between and (answer := self.app_state["refusals"].answer(data)):
-            self._refuse(answer, data)
-            return
+        if self._between:
+            data = _without_upgrade(data)
+            if answer := self.app_state["refusals"].answer(data):
+                self._refuse(answer, data)
+                return
+        if self._head_bytes is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MOST_HEAD_BYTES:
+                self._end(HeadTooLargeError(f"The head of the request is larger than {_MOST_HEAD_BYTES:,} bytes."))
+                return
         super().data_received(data)
         if self.cycle is not None and self.cycle.scope is self.scope and not self.cycle.more_body:
             if self._timer:
@@ -82,7 +96,12 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._head_bytes = 0
         self._client.attach(cast(Scope, self.scope))
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = None
+        super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         cast(Scope, cycle.scope)[_CYCLE] = cycle
@@ -100,6 +119,17 @@ class Connection(HttpToolsProtocol):
         if self.cycle is None:
             return self.scope is None
         return self._answered() and self.cycle.response_complete and not self.cycle.more_body
+
+    def _make_room(self) -> None:
+        """Close the connection that has been of no use for longest, or this one if all others are at work."""
+        others = (cast(Connection, other) for other in self.connections if other is not self)
+        idle = (other for other in others if other._between)
+        min(idle, key=Connection._idle_until, default=self).transport.close()
+
+    def _idle_until(self) -> float:
+        """When a connection between two requests is closed, in seconds of the event loop's clock."""
+        alarm = self.timeout_keep_alive_task
+        return alarm.when() if alarm else self._since + self.timeout_keep_alive
 
     def _refuse(self, answer: Response, data: bytes) -> None:
         """Send the answer to a request that was not parsed."""
@@ -140,18 +170,29 @@ class Connection(HttpToolsProtocol):
             self._timer = self.loop.call_at(due, self._check)
             return
         log.info("Closed a connection of %s: the request did not arrive in time", self.client and self.client[0])
-        if self.scope is not None and (self.cycle is None or not self._answered()):
-            self._give_up()
-        self.transport.close()
+        self._end(TooSlowError(f"The request came at less than {_LEAST_RATE / 1000:g} kB a second. Send it anew."))
 
     def _answered(self) -> bool:
         return self.cycle.scope is self.scope and self.cycle.response_started
 
-    def _give_up(self) -> None:
-        answer = respond(
-            TooSlowError(f"The request came at less than {_LEAST_RATE / 1000:g} kB a second. Send it anew.")
-        )
-        self.transport.write(_encoded(answer, answer.raw_headers))
+    def _end(self, error: ServiceError) -> None:
+        """Answer the request that has begun to arrive, if one has, and close the connection."""
+        if self.scope is not None and (self.cycle is None or not self._answered()):
+            answer = respond(error)
+            self.transport.write(_encoded(answer, answer.raw_headers))
+        self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """The beginning of a request, without the wish for another protocol: there is none (RFC 9110, section 7.8).
+
+    The parser would take what follows the head for that protocol's, and the body would be lost.
+    """
+    end = data.find(b"\r\n\r\n")
+    head = data[:end] if end >= 0 else data
+    if b"upgrade" not in head.lower():
+        return data
+    return _UPGRADE.sub(b"\r\nIgnored-Upgrade:", head) + data[len(head) :]
 
 
 async def send_whole(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,6 +1,6 @@
 """The entrance for predictions, past the framework, whose router and layers cost more than all else that is done."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.connection import send_whole
 from app.errors import respond
-from app.middleware import Keys, Limit, announced
+from app.middleware import Check, Limit, announced
 from app.service import Service
 from app.serving.admission import Ticket
 from app.telemetry import Prediction
@@ -26,13 +26,15 @@ class Entrance:
     Args:
         endpoint: makes the answer.
         limit: on the body.
-        keys: one of which is asked for; None lets everybody in.
+        checks: each raises an error where a request may not pass.
     """
 
-    def __init__(self, endpoint: Callable[[Request], Awaitable[Response]], limit: Limit, keys: Keys | None) -> None:
+    def __init__(
+        self, endpoint: Callable[[Request], Awaitable[Response]], limit: Limit, checks: Sequence[Check]
+    ) -> None:
         self._endpoint = endpoint
         self._limit = limit
-        self._keys = keys
+        self._checks = checks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with Prediction(scope) as prediction:
@@ -43,8 +45,8 @@ class Entrance:
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         service: Service = scope["app"].state.service
         try:
-            if self._keys:
-                self._keys.check(scope)
+            for check in self._checks:
+                check(scope)
             with service.admission.enter(announced(scope)) as ticket:
                 scope[_TICKET] = ticket
                 return await self._endpoint(Request(scope, self._limit.counted(scope, receive)))

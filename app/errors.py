@@ -92,6 +92,18 @@ class TooSlowError(ServiceError):
         return {"Connection": "close"}
 
 
+class HeadTooLargeError(ServiceError):
+    """The request's address and headers are larger than any that make sense; its connection is closed."""
+
+    status = 431
+    kind = "head-too-large"
+    title = "Request head too large"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return {"Connection": "close"}
+
+
 class UnauthorizedError(ServiceError):
     """The request carries no key, or a wrong one."""
 
@@ -102,6 +114,22 @@ class UnauthorizedError(ServiceError):
     @property
     def headers(self) -> Mapping[str, str]:
         return {"WWW-Authenticate": "Bearer"}
+
+
+class ForeignPageError(ServiceError):
+    """A browser sends the request for a page that is not the service's own."""
+
+    status = 403
+    kind = "foreign-page"
+    title = "Request of another page"
+
+
+class UnknownHostError(ServiceError):
+    """The request is for a name that the service was not told of."""
+
+    status = 421
+    kind = "unknown-host"
+    title = "Unknown host"
 
 
 class UnknownModelError(ServiceError):
@@ -331,9 +359,9 @@ def respond(error: Exception) -> Response:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What an operation's OpenAPI entry says about its problem answers."""
+    """What an operation's OpenAPI entry says about its problem answers, by status."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+    return {str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 def install(app: FastAPI) -> None:

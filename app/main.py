@@ -3,10 +3,14 @@
 import asyncio
 import gc
 import logging
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Literal
+from typing import Any
 
 from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
@@ -14,13 +18,13 @@ from starlette.types import Receive, Scope, Send
 
 from app import errors
 from app.access_log import ACCESS
-from app.api import canary, feedback, finetune, health, metrics, models, page, predict
+from app.api import canary, document, feedback, finetune, health, metrics, models, page, predict
 from app.connection import State
 from app.entrance import Entrance, is_prediction
 from app.feedback.recorder import Recorder
 from app.feedback.store import Store
 from app.jobs.queue import JobQueue
-from app.middleware import ApiKey, BodyLimit, Keys, Limit
+from app.middleware import BodyLimit, Guard, Keys, Limit, Pages
 from app.refusal import Refusals
 from app.registry import Registry
 from app.service import Service
@@ -49,6 +53,9 @@ class App(FastAPI):
 
     predictions: Entrance
 
+    def openapi(self) -> dict[str, Any]:
+        return document.complete(super().openapi())
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if is_prediction(scope):
             scope["app"] = self
@@ -68,10 +75,11 @@ def create_app(settings: Settings | None = None) -> App:
         training.errors.InputError: the device is not present.
     """
     settings = settings or Settings()
-    device = _device(settings.device)
+    device = settings.choose_device()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+        _end_with_supervisor()
         machine.reuse_freed_memory()
         shares = machine.divide(settings.workers)
         # The threads that compute and decode get Python's lock from the event loop after this long, not after 5 ms.
@@ -157,19 +165,22 @@ def _add_layers(app: App, settings: Settings, keys: Sequence[str]) -> None:
     uploads = Limit(settings.max_upload_bytes, "APP_MAX_UPLOAD_MB")
     datasets = {"/finetune": Limit(settings.max_dataset_bytes, "APP_MAX_DATASET_MB")}
     app.add_middleware(BodyLimit, limit=uploads, exceptions=datasets)
-    checked = Keys(keys) if keys else None
-    if checked:
-        app.add_middleware(ApiKey, keys=checked)
-    app.predictions = Entrance(predict.predict, uploads, checked)
+    checks = [Pages(None if keys else settings.hosts).check, *([Keys(keys).check] if keys else [])]
+    app.add_middleware(Guard, checks=checks)
+    app.predictions = Entrance(predict.predict, uploads, checks)
 
 
-def _device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    if wanted == "cpu" or (wanted == "auto" and not machine.has_nvidia_driver()):
-        return "cpu"
-    # Only here: torch takes a second and 300 MB, and OpenVINO does without it.
-    from training.device import choose_device  # noqa: PLC0415
+def _end_with_supervisor() -> None:
+    """Have this process end when the one that started it, as one of several, has ended, however it did."""
+    supervisor = multiprocessing.parent_process()
+    if supervisor is None:
+        return
 
-    return "cpu" if choose_device(wanted).type == "cpu" else "cuda"
+    def wait() -> None:
+        supervisor.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _max_memory(settings: Settings) -> float:

@@ -1,17 +1,35 @@
-"""What every request passes before it is routed: the API key, and the limit on its body."""
+"""What every request passes before it is routed: whose page sends it, the API key, and the limit on its body."""
 
 import hmac
-from collections.abc import Mapping, Sequence
+import ipaddress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BodyTooLargeError, UnauthorizedError, respond
+from app.errors import (
+    BodyTooLargeError,
+    ForeignPageError,
+    ServiceError,
+    UnauthorizedError,
+    UnknownHostError,
+    respond,
+)
 
 # The description of the API is that of every installation, and tells nothing of this one.
 _OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
 _OPEN_FOLDER = "/web/"
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_OWN_SITES = frozenset({b"same-origin", b"none"})
+# Strangers cannot have a name with such an ending lead anywhere: RFC 6761, 6762, 8375, ICANN's `internal`, and `lan`,
+# which routers give out and no registry does.
+_LOCAL_ENDINGS = (".localhost", ".local", ".home.arpa", ".internal", ".lan")
+
+
+Check = Callable[[Scope], None]
 
 
 @dataclass(frozen=True)
@@ -82,6 +100,8 @@ class BodyLimit:
 class Keys:
     """The API keys, one of which a request has to carry.
 
+    The pages, and whether the service lives, are open to all.
+
     Args:
         keys: in plain text.
     """
@@ -93,8 +113,10 @@ class Keys:
         """Take note in a request's scope which key it carries, from 1, for the audit log.
 
         Raises:
-            UnauthorizedError: it carries none of them.
+            UnauthorizedError: it carries none of them, and needs one.
         """
+        if scope["path"] in _OPEN_PATHS or scope["path"].startswith(_OPEN_FOLDER):
+            return
         headers = Headers(scope=scope)
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
@@ -107,22 +129,76 @@ class Keys:
         scope["api_key"] = matches.index(True) + 1
 
 
-class ApiKey:
-    """Lets only requests with one of the keys pass. The pages, and whether the service lives, are open to all."""
+class Pages:
+    """Refuses what a page of somebody else has a browser send to the service, which the browser can reach.
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    What changes or computes something is refused where the browser says that another page sends it, as Go's
+    http.CrossOriginProtection does. And a name of the page's own site may lead to the service (DNS rebinding): then the
+    browser takes that page for the service's own, so names that others can own have to be set.
+
+    Args:
+        hosts: those names; None lets all names pass, where keys say who may come in.
+    """
+
+    def __init__(self, hosts: Sequence[str] | None) -> None:
+        self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
+
+    def check(self, scope: Scope) -> None:
+        """Return if the request may pass.
+
+        Raises:
+            ForeignPageError: another page sends it.
+            UnknownHostError: it is for a name that was not set.
+        """
+        host = origin = site = b""
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = value
+            elif name == b"origin":
+                origin = value
+            elif name == b"sec-fetch-site":
+                site = value
+        own = site in _OWN_SITES if site else not origin or origin.partition(b"://")[2] == host
+        if not own and scope["method"] not in _SAFE_METHODS:
+            raise ForeignPageError("A page of another site sends this. Use the service's own page, or a program.")
+        if self._hosts is not None and not self._is_own(_hostname(host.decode("latin-1"))):
+            raise UnknownHostError(
+                "The service does not know itself by this name. Have APP_HOSTS set to the names that lead to it, or "
+                "APP_API_KEYS."
+            )
+
+    def _is_own(self, host: str) -> bool:
+        """Whether a name is set, or one that no stranger can have lead to the service."""
+        return "." not in host or host in (self._hosts or ()) or host.endswith(_LOCAL_ENDINGS) or _is_address(host)
+
+
+class Guard:
+    """Lets only requests pass that all checks let pass; each raises a ServiceError otherwise."""
+
+    def __init__(self, app: ASGIApp, checks: Sequence[Check]) -> None:
         self.app = app
-        self.keys = keys
+        self.checks = checks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _open(scope["path"]):
+        if scope["type"] == "http":
             try:
-                self.keys.check(scope)
-            except UnauthorizedError as error:
+                for check in self.checks:
+                    check(scope)
+            except ServiceError as error:
                 await respond(error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
 
-def _open(path: str) -> bool:
-    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+def _hostname(host: str) -> str:
+    """The name in the header `Host`, without a port, in small letters."""
+    return host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0].lower()
+
+
+@lru_cache(maxsize=64)
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import math
-from collections import defaultdict
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from pydantic import BaseModel, Field
 
@@ -75,7 +75,7 @@ class Registry:
         self._production: dict[str, int] = {}
         self._defects: dict[str, str] = {}  # why a model's production version does not answer
         self._stamps: dict[str, tuple[Stamp, ...]] = {}
-        self._following: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._following: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # as long as they are held
         self._started = False
         self._defect: str | None = None
 
@@ -84,10 +84,9 @@ class Registry:
         try:
             await self.refresh()
         except Exception:
-            log.exception("The models could not be loaded")
-            self._defect = "The models could not be loaded. The service's log says why; mend it and restart."
+            log.exception("The models could not be loaded; trying again")
+            self._defect = "The models could not be loaded. The service's log says why, and it tries again."
             return
-        self._started = True
         if self._default and self._default not in self._names:
             log.error("The default model %s is not in %s. Mend APP_DEFAULT_MODEL.", self._default, self._models)
         shown = ", ".join(f"{name} version {number}" for name, number in self._production.items())
@@ -96,6 +95,7 @@ class Registry:
     async def refresh(self) -> None:
         """Follow what was promoted or put on trial since the last time, and try again what could not be loaded then."""
         await self.trials.watch()
+        failures: list[Exception] = []
         for name in await asyncio.to_thread(self._changed):
             try:
                 await self.follow(name)
@@ -103,9 +103,12 @@ class Registry:
                 pass  # logged where it was found, and given to everybody who asks for the model
             except UnknownModelError as error:
                 log.warning("%s", error)
-            except Exception:
+            except Exception as error:  # one that nobody foresaw, of which the other models know nothing
                 self._stamps.pop(name, None)  # looked at again the next time
-                raise
+                failures.append(error)
+        self._started |= bool(self._production) or not failures
+        if failures:
+            raise failures[0]
 
     async def follow(self, name: str) -> None:
         """Let those versions answer that the files on disk say: they are loaded and warmed up first, then take over.
@@ -114,10 +117,14 @@ class Registry:
             UnknownModelError: there is no such model, or no version of it is in production.
             ModelUnavailableError: the version in production cannot be used; the one that answered goes on.
         """
-        async with self._following[name]:
+        async with self._following.setdefault(name, asyncio.Lock()):
             before = self._production.get(name)
             try:
                 self._production[name] = version = await self._load_production(name)
+            except UnknownModelError:
+                if self._production.pop(name, None):
+                    self._loader.unload(name, keep=frozenset())
+                raise
             finally:
                 await self.trials.follow(name, self._production.get(name))
         if before is not None and before != version:
@@ -271,13 +278,20 @@ class Registry:
         return version
 
     def _changed(self) -> list[str]:
-        """Names of the models that are new, whose files were replaced, or that could not be loaded."""
-        self._names = artifact.names(self._models)
+        """Names of the models that came, went, or could not be loaded, or whose files were replaced.
+
+        Where all are gone at once, it is the disk that is gone, and what was loaded goes on answering.
+        """
+        found = artifact.names(self._models)
+        if not found:
+            return []
+        self._names = found
         # Stamped before they are read: what is replaced meanwhile is noticed the next time.
         files = (artifact.ALIASES, canary.FILE)
         stamps = {name: tuple(_stamp(self._models / name / file) for file in files) for name in self._names}
         known, self._stamps = self._stamps, stamps
-        return [name for name in stamps if name in self._defects or name not in known or known[name] != stamps[name]]
+        gone = [name for name in known if name not in stamps]
+        return gone + [name for name in stamps if name in self._defects or known.get(name) != stamps[name]]
 
 
 def _stamp(path: Path) -> Stamp:

@@ -7,6 +7,11 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.serving.engine import Kind
+from training import machine
+
+# Infinity, and numbers that are infinite as bytes or seconds, cannot be counted with.
+_MOST = 1e12
+_Amount = Annotated[float, Field(gt=0, le=_MOST)]
 
 
 class Settings(BaseSettings):
@@ -22,8 +27,8 @@ class Settings(BaseSettings):
         "127.0.0.1,::1",
         description="Addresses or networks of proxies whose X-Forwarded-For is believed, comma-separated; * is all.",
     )
-    max_receive_seconds: float = Field(
-        20, gt=0, description="Seconds that a request may take to arrive, besides one for every 10 kB of it."
+    max_receive_seconds: _Amount = Field(
+        20, description="Seconds that a request may take to arrive, besides one for every 10 kB of it."
     )
     access_log: bool = Field(True, description="Whether every request is a line in the log.")
     workers: int = Field(1, ge=1, description="Number of server processes that share the port.")
@@ -55,35 +60,36 @@ class Settings(BaseSettings):
     max_inflight: int = Field(
         128, ge=1, description="Pictures in work in one process with which further requests get 429."
     )
-    max_inflight_mb: float = Field(
-        512, gt=0, description="Request bodies in work in one process, in MB, with which further requests get 429."
+    max_inflight_mb: _Amount = Field(
+        512, description="Request bodies in work in one process, in MB, with which further requests get 429."
     )
-    max_wait_seconds: float = Field(
-        5, gt=0, description="Predicted wait for an answer, in seconds, above which further requests get 429."
+    max_wait_seconds: _Amount = Field(
+        5, description="Predicted wait for an answer, in seconds, above which further requests get 429."
     )
     max_decode_pixels: int = Field(
         50_000_000, ge=1, description="Most pixels that are decoded at once in one process; larger pictures wait."
     )
-    max_upload_mb: float = Field(20, gt=0, description="Largest request body, in MB (1,000,000 bytes).")
+    max_upload_mb: _Amount = Field(20, description="Largest request body, in MB (1,000,000 bytes).")
     max_files: int = Field(256, ge=1, description="Most files in one request.")
     max_pixels: int = Field(50_000_000, ge=1, description="Most pixels of a picture, width times height.")
-    max_dataset_mb: float = Field(2000, gt=0, description="Largest archive for fine-tuning, in MB (1,000,000 bytes).")
+    max_dataset_mb: _Amount = Field(2000, description="Largest archive for fine-tuning, in MB (1,000,000 bytes).")
     max_dataset_files: int = Field(200_000, ge=1, description="Most files in an archive for fine-tuning.")
     keep_datasets_mb: float = Field(
-        20_000, ge=0, description="Archives of ended fine-tunes beyond this many MB are deleted, oldest first."
+        20_000,
+        ge=0,
+        le=_MOST,
+        description="Archives of ended fine-tunes beyond this many MB are deleted, oldest first.",
     )
     keep_feedback: bool = Field(
         False, description="Keep the pictures that are classified, so that they can be labelled and trained on."
     )
-    feedback_max_mb: float = Field(
+    feedback_max_mb: _Amount = Field(
         1000,
-        gt=0,
         description="Most MB of such pictures; the oldest go first, and those without a label before others.",
     )
-    feedback_max_days: float = Field(90, gt=0, description="Days for which such a picture is kept.")
-    max_memory_mb: float | None = Field(
+    feedback_max_days: _Amount = Field(90, description="Days for which such a picture is kept.")
+    max_memory_mb: _Amount | None = Field(
         None,
-        gt=0,
         description="Memory of one process, in MB, above which it unloads the models that were not asked for longest; "
         "unset: half of the machine's, shared by the processes.",
     )
@@ -92,16 +98,22 @@ class Settings(BaseSettings):
         description="Comma-separated keys, one of which every request then has to carry; unset: open to everybody.",
     )
 
-    @field_validator("api_keys", mode="before")
+    hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated names that lead to a service without keys. Addresses, names without a dot, and "
+        "those that end in .local, .localhost, .lan, .internal or .home.arpa need not be named.",
+    )
+
+    @field_validator("api_keys", "hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        keys = [key.strip() for key in value.split(",")]
-        if not all(keys):
+        entries = [entry.strip() for entry in value.split(",")]
+        if not all(entries):
             # An empty key would let everybody in who sends an empty header.
-            raise ValueError("holds an empty key; write the keys with one comma between two")
-        return keys
+            raise ValueError("holds an empty entry; write one comma between two")
+        return entries
 
     @field_validator("database_url")
     @classmethod
@@ -109,6 +121,19 @@ class Settings(BaseSettings):
         if value and not value.get_secret_value().startswith(("postgresql://", "sqlite:///")):
             raise ValueError("has to begin with postgresql:// or sqlite:///")
         return value
+
+    def choose_device(self) -> Literal["cpu", "cuda"]:
+        """Where models run on this machine.
+
+        Raises:
+            training.errors.InputError: it is to be CUDA, which is not present.
+        """
+        if self.device == "cpu" or (self.device == "auto" and not machine.has_nvidia_driver()):
+            return "cpu"
+        # Only here: torch takes a second and 300 MB, and OpenVINO does without it.
+        from training.device import choose_device  # noqa: PLC0415
+
+        return "cpu" if choose_device(self.device).type == "cpu" else "cuda"
 
     @property
     def max_upload_bytes(self) -> int:

@@ -225,6 +225,8 @@ class Trials:
     def _running(self, name: str) -> Canary | None:
         try:
             return canary.running(self._models, name)
+        except UnknownModelError:
+            return None
         except (ConflictError, ArtifactError) as error:
             log.error("No trial of %s: %s", name, error)  # noqa: TRY400 (the reason is the message)
             return None

@@ -69,6 +69,12 @@ class Server:
             found = self._written.wait_for(lambda: any(text in line for line in self.log), _START_SECONDS)
         assert found, f"not logged: {text!r}\n" + "".join(self.log)
 
+    def workers(self) -> list[int]:
+        """The processes that the server has started to answer requests."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
     def stop(self) -> int:
         """End the server as a container engine does, and give its exit code."""
         if self.process.poll() is None:

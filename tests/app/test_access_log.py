@@ -1,4 +1,4 @@
-"""The access log: every line is written, soon and whole."""
+"""The access log: every line is written, soon, and whole where it is not absurdly long."""
 
 import asyncio
 import io
@@ -73,3 +73,12 @@ def test_lines_look_as_those_of_other_loggers_do(log: Log) -> None:
     access.info("%s %d", "one", 200)
     digits = re.compile(r"\d")
     assert digits.sub("0", stream.getvalue()) == digits.sub("0", usual.getvalue())
+
+
+def test_address_without_an_end_does_not_fill_the_disk(log: Log) -> None:
+    access, stream = log
+    access.info('%s - "POST %s HTTP/1.1" %d', "198.51.100.1:5", "/" + "x" * 100_000, 404)
+    (line,) = _messages(stream)
+    assert line.startswith('198.51.100.1:5 - "POST /xxx')
+    assert line.endswith('xxx HTTP/1.1" 404')
+    assert len(line) < 1100

@@ -1,10 +1,13 @@
 """The command line: exit codes, messages, signals."""
 
 import os
+import resource
+import select
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -50,11 +53,22 @@ def test_wrong_arguments(arguments: list[str]) -> None:
     assert run(*arguments).returncode == 2
 
 
-def test_device_that_is_not_there() -> None:
-    ended = run("serve", APP_DEVICE="cuda", CUDA_VISIBLE_DEVICES="")
+@pytest.mark.parametrize(
+    "name", ["MAX_UPLOAD_MB", "MAX_DATASET_MB", "MAX_INFLIGHT_MB", "FEEDBACK_MAX_MB", "FEEDBACK_MAX_DAYS"]
+)
+def test_infinity_is_one_line(name: str) -> None:
+    ended = run("serve", **{f"APP_{name}": "inf"})
     assert ended.returncode == 2
-    assert "No CUDA device" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"APP_{name} is 'inf': ")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_device_that_is_not_there(workers: str) -> None:
+    ended = run("serve", APP_DEVICE="cuda", APP_WORKERS=workers, CUDA_VISIBLE_DEVICES="")
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert "No CUDA device" in line
 
 
 def test_port_that_is_taken(models: Path) -> None:
@@ -103,3 +117,31 @@ def test_workers_share_the_port(models: Path) -> None:
         assert server.stop() == 0
     assert not any("POST /predict" in line for line in server.log)
     assert sum("threads compute" in line and "shared by 2" in line for line in server.log) == 2
+
+
+def test_idle_connections_keep_nobody_out(models: Path) -> None:
+    with serve(models) as server, ExitStack() as stack:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (250, 250))
+        url = httpx.URL(server.url)
+        begun = stack.enter_context(upload_begun(server.url))
+        idle = []
+        for _ in range(300):
+            idle.append(stack.enter_context(socket.create_connection((url.host, url.port or 0), timeout=60)))
+            idle[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: refit\r\n\r\n")
+            assert idle[-1].recv(4096).startswith(b"HTTP/1.1 200 OK")
+        assert idle[0].recv(4096) == b""  # closed
+        begun.sendall(bytes(1000))
+        assert begun.recv(4096).startswith(b"HTTP/1.1 415 ")
+        assert httpx.post(f"{server.url}/predict", files={"file": png(1)}, timeout=60).status_code == 200
+
+
+def test_workers_end_when_the_process_that_started_them_is_killed(models: Path) -> None:
+    with serve(models, "--workers", "2") as server:
+        workers = [os.pidfd_open(worker) for worker in server.workers()]
+        server.process.kill()
+        ended = [bool(select.select([worker], [], [], 60)[0]) for worker in workers]
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(worker, signal.SIGKILL)
+            os.close(worker)
+    assert ended == [True, True]

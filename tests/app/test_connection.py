@@ -1,4 +1,4 @@
-"""Connections whose requests come slowly, on a real server with an application that counts bytes."""
+"""Connections whose requests come slowly or strangely, on a real server with an application that counts bytes."""
 
 import asyncio
 import socket
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from app.connection import State
+from app.connection import _MOST_HEAD_BYTES, State
 from app.refusal import Refusals
 from app.serving.admission import Admission
 from tests.app.process import listening
@@ -120,3 +120,49 @@ def test_client_that_waits_to_be_asked_is_not_late(connection: socket.socket) ->
     assert connection.recv(4096).startswith(b"HTTP/1.1 100 ")
     connection.sendall(b"abc")
     assert rest(connection).endswith(b"3")
+
+
+@pytest.mark.parametrize(
+    ("begun", "more"),
+    [
+        (b"POST /", b"a"),
+        (b"POST /now HTTP/1.1\r\nx: ", b"a"),
+        (b"POST /now HTTP/1.1\r\n", b"a: b\r\n"),
+    ],
+)
+def test_head_without_an_end_is_refused(connection: socket.socket, begun: bytes, more: bytes) -> None:
+    connection.sendall(begun)
+    received = b""
+    connection.setblocking(False)
+    sent, end = 0, time.monotonic() + END
+    while not received and sent < 100 * _MOST_HEAD_BYTES and time.monotonic() < end:
+        try:
+            sent += connection.send(more * 1000)
+            received = connection.recv(4096)
+        except BlockingIOError:
+            continue
+        except ConnectionError:
+            break  # what was still under way when the server closed the connection takes the answer with it
+    assert not received or received.startswith(b"HTTP/1.1 431 ")
+    assert _MOST_HEAD_BYTES < sent < 100 * _MOST_HEAD_BYTES
+
+
+def test_large_head_that_ends_is_read(connection: socket.socket) -> None:
+    cookies = [f"Cookie: {'x' * 8000}" for _ in range(7)]
+    connection.sendall(headers("/now", 3, *cookies, "Connection: close") + b"abc")
+    assert rest(connection).endswith(b"3")
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("protocol", ["Upgrade: h2c", "upgrade:websocket"])
+def test_wish_for_another_protocol_is_ignored(connection: socket.socket, protocol: str, together: bool) -> None:
+    head = headers("/now", 3, "Connection: Upgrade, HTTP2-Settings", protocol, "HTTP2-Settings: AAMAAABkAAQ")
+    for _ in range(2):
+        if together:
+            connection.sendall(head + b"abc")
+        else:
+            connection.sendall(head)
+            connection.sendall(b"abc")
+        answer = connection.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert answer.endswith(b"\r\n\r\n3")

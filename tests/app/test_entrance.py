@@ -84,7 +84,7 @@ def test_error_that_nobody_foresaw_tells_nothing_of_the_inside(
         raise RuntimeError("the password is swordfish")
 
     app = create_app(Settings(models_dir=models, data_dir=tmp_path, device="cpu", engine="torchscript-f32"))
-    app.predictions = Entrance(fail, Limit(1000, "APP_MAX_UPLOAD_MB"), None)
+    app.predictions = Entrance(fail, Limit(1000, "APP_MAX_UPLOAD_MB"), [])
     with listening(app) as port:
         answer = httpx.post(f"http://127.0.0.1:{port}/predict", content=b"picture", timeout=END)
     assert answer.status_code == answer.json()["status"] == 500

@@ -1,4 +1,4 @@
-"""API keys: asked for everywhere but where health is asked, and at the pages."""
+"""What passes: requests with a key where keys are asked for, and those that no other page has a browser send."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,3 +80,76 @@ def test_document_names_the_keys(guarded: httpx.Client) -> None:
     for path, methods in document["paths"].items():
         for operation in methods.values():
             assert operation.get("security") == (None if path in {"/healthz", "/readyz"} else schemes), path
+
+
+@pytest.fixture(scope="module")
+def keyless(models: Path) -> Iterator[httpx.Client]:
+    with (
+        serve(models, hosts="pictures.example.org, Other.example.org") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        yield client
+
+
+OWN_PAGE = [
+    {},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "https://pictures.example.org"},
+    {"Sec-Fetch-Site": "none"},
+    {"Host": "pictures.example.org:8000", "Origin": "http://pictures.example.org:8000"},
+]
+OTHER_PAGE = [
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site", "Origin": "http://pictures.example.org"},
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"Host": "pictures.example.org:8000", "Origin": "http://pictures.example.org:3000"},
+]
+
+
+@pytest.mark.parametrize("headers", OWN_PAGE)
+def test_own_page_and_programs_pass(keyless: httpx.Client, headers: dict[str, str]) -> None:
+    assert keyless.post("/predict", files={"file": png(1)}, headers=headers).status_code == 200
+    assert keyless.post("/models/cifar10/rollback", headers=headers).status_code == 409
+    assert keyless.get("/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("headers", OTHER_PAGE)
+def test_page_of_another_site_changes_and_computes_nothing(keyless: httpx.Client, headers: dict[str, str]) -> None:
+    for path in ("/predict", "/models/cifar10/rollback", "/finetune"):
+        answer = keyless.post(path, files={"file": png(1)}, headers=headers)
+        assert (answer.status_code, answer.json()["type"]) == (403, "urn:refit:problem:foreign-page")
+    assert keyless.delete("/finetune/x", headers=headers).status_code == 403
+    assert keyless.get("/models", headers=headers).status_code == 200  # which the browser does not let that page read
+
+
+def test_keys_do_not_make_pages_of_other_sites_welcome(guarded: httpx.Client) -> None:
+    headers = {"X-API-Key": "first-key", "Origin": "https://evil.example"}
+    assert guarded.post("/predict", files={"file": png(1)}, headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("127.0.0.1", True),
+        ("192.0.2.7:8000", True),
+        ("[2001:db8::1]:8000", True),
+        ("localhost:8000", True),
+        ("refit", True),
+        ("school.local:8000", True),
+        ("PICTURES.example.org", True),
+        ("other.example.org:8000", True),
+        ("evil.example", False),
+        ("evil.pictures.example.org", False),
+        ("127.0.0.1.evil.example:8000", False),
+        ("local.evil.example", False),
+    ],
+)
+def test_names_that_strangers_can_have_are_set_where_there_is_no_key(
+    keyless: httpx.Client, guarded: httpx.Client, host: str, known: bool
+) -> None:
+    for path in ("/models", "/"):
+        answer = keyless.get(path, headers={"Host": host})
+        assert answer.status_code == (200 if known else 421)
+    answer = keyless.post("/predict", files={"file": png(1)}, headers={"Host": host})
+    assert answer.status_code == (200 if known else 421)
+    assert guarded.get("/models", headers={"Host": host, "X-API-Key": "first-key"}).status_code == 200

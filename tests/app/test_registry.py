@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app import canary
 from app.errors import ModelUnavailableError, NotReadyError, UnknownModelError, UnusableVersionError
 from app.registry import Registry
 from app.serving.choice import Engines
@@ -271,3 +272,57 @@ def test_broken_version_does_not_take_over(tmp_path: Path) -> None:
         assert (await registry.get("pets", None)).version == 2
 
     drive(tmp_path, scenario)
+
+
+def test_model_whose_folder_is_gone_answers_no_more(tmp_path: Path) -> None:
+    for seed, name in enumerate(("birds", "pets")):
+        artifacts.write(tmp_path, name, seed)
+
+    async def scenario(registry: Registry) -> None:
+        shutil.move(tmp_path / "pets", tmp_path.with_name(f"{tmp_path.name}-pets"))
+        await registry.refresh()
+        with pytest.raises(UnknownModelError, match="There is no model 'pets'"):
+            await registry.get("pets", None)
+        with pytest.raises(UnknownModelError, match="There is no model 'pets'"):
+            await registry.get("pets", 1)
+        assert (await registry.get("birds", None)).name == "birds"
+        shutil.move(tmp_path.with_name(f"{tmp_path.name}-pets"), tmp_path / "pets")
+        await registry.refresh()
+        assert (await registry.describe("pets")).loaded == (1,)
+
+    drive(tmp_path, scenario)
+
+
+def test_models_go_on_when_the_disk_is_gone(tmp_path: Path) -> None:
+    artifacts.write(tmp_path / "models", "pets", seed=1)
+
+    async def scenario(registry: Registry) -> None:
+        shutil.move(tmp_path / "models", tmp_path / "elsewhere")
+        for folder_is_there in (False, True):
+            if folder_is_there:
+                (tmp_path / "models").mkdir()
+            await registry.refresh()
+            assert (await registry.get(None, None)).name == "pets"
+
+    drive(tmp_path / "models", scenario)
+
+
+@pytest.mark.parametrize("name", ["cats", "../pets", "\0", "x" * 5000, ""])
+def test_names_that_nobody_gave_leave_nothing_behind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    artifacts.write(tmp_path / "models", "pets", seed=1)
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / canary.FILE).write_text("no trial")
+
+    async def scenario(registry: Registry) -> None:
+        logged = len(caplog.records)
+        with pytest.raises(UnknownModelError, match="There is no model ") as refused:
+            await registry.follow(name)
+        assert len(str(refused.value)) < 200
+        with pytest.raises(UnknownModelError, match="There is no model "):
+            await registry.trials.report(name)
+        assert len(caplog.records) == logged
+        assert not registry._following
+
+    drive(tmp_path / "models", scenario)

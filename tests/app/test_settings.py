@@ -79,5 +79,30 @@ def test_wrong_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> 
         Settings()
 
 
+def _numbers() -> list[str]:
+    return [name for name, field in Settings.model_fields.items() if "float" in str(field.annotation)]
+
+
+@pytest.mark.parametrize("name", _numbers())
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e308"])
+def test_number_that_cannot_be_counted_with(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"APP_{name.upper()}", value)
+    with pytest.raises(ValidationError):
+        Settings()
+
+
+def test_large_numbers_can_be_counted_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in _numbers():
+        monkeypatch.setenv(f"APP_{name.upper()}", "1e12")
+    settings = Settings()
+    counted = {
+        settings.max_upload_bytes,
+        settings.max_dataset_bytes,
+        settings.feedback_max_bytes,
+        settings.max_inflight_bytes,
+    }
+    assert counted == {10**18}
+
+
 def test_every_setting_is_described() -> None:
     assert all(field.description for field in Settings.model_fields.values())

@@ -104,12 +104,6 @@ def test_only_answers_carry_timings(client: httpx.Client) -> None:
     assert "server-timing" not in client.get("/models").headers
 
 
-def workers(process: int) -> list[int]:
-    """The processes that the server has started to answer requests."""
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
 def serving(server: Server) -> int:
     return sum("Serving cifar10 version 1" in line for line in server.log)
 
@@ -131,7 +125,7 @@ def test_processes_are_measured_together(models: Path) -> None:
         with upload_begun(server.url):
             assert value(scrape(client), "refit_requests_in_flight") == 1
             # What a killed process had in work is in work no more; what it had answered stays answered.
-            for worker in workers(server.process.pid):
+            for worker in server.workers():
                 os.kill(worker, signal.SIGKILL)
             while serving(server) < 4:
                 time.sleep(0.1)
