@@ -37,12 +37,17 @@ class FileRecord(_Record):
 
 
 class DataRecord(_Record):
-    """What a model was trained on; `made_splits` were cut by `seed` from a source that came without them."""
+    """What a model was trained on; `made_splits` were cut by `seed` from a source that came without them.
+
+    `places` has a digit for each picture of the source's training split, where it is not the seed alone that says in
+    which split it was: 0 in the training split, 1 in the validation split, 2 in the test split, 3 in none.
+    """
 
     sha256: str
     counts: dict[str, int]
     made_splits: tuple[str, ...]
     seed: int
+    places: str | None = None
 
 
 class Manifest(_Record):

@@ -160,7 +160,7 @@ def evaluate(
     console = Console()
     console.print(table)
     console.print(
-        f"{figures['model']} version {figures['version']}, {split.value} split: accuracy {figures['accuracy']:.2%} "
+        f"{figures['model']} version {figures['version']}, {figures['scored']}: accuracy {figures['accuracy']:.2%} "
         f"({low:.2%} to {high:.2%}), macro F1 {figures['macro_f1']:.2%}, "
         f"calibration error {figures['calibration_error']:.2%}",
         highlight=False,
@@ -244,7 +244,13 @@ def search(  # noqa: PLR0913, PLR0917  each is an option, given by its name
         list[str], typer.Option(help="What to search over: key=low:high, key=low:high:log, or key=one,another.")
     ],
     trials: Annotated[int, typer.Option(help="How many trials this process runs.")] = 20,
-    study: Annotated[str | None, typer.Option(help="Name of the study; the recipe's name by default.")] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the study, which the same search adds to when it is run again. By default the recipe's name "
+            "and a digest of data, recipe, seed and ranges, so that another search has a study of its own."
+        ),
+    ] = None,
     storage: Annotated[
         str | None, typer.Option(help="Database URL; several machines can share one. SQLite in the models folder.")
     ] = None,
@@ -262,9 +268,8 @@ def search(  # noqa: PLR0913, PLR0917  each is an option, given by its name
     if storage is None:
         (models / ".runs").mkdir(parents=True, exist_ok=True)
         storage = f"sqlite:///{models / '.runs' / 'search.db'}"
-    name = study or Path(recipe_name).stem
     space = searching.space(over)
-    asked = searching.Search(recipe_name, tuple(set_ or ()), data, space, storage, name, models, seed, device.value)
+    asked = searching.Search(recipe_name, tuple(set_ or ()), data, space, storage, study, models, seed, device.value)
     found = searching.search(asked, trials)
     Console().print(
         f"{found.accuracy:.2%} of the validation split, the best of {found.trials} trials ({found.pruned} ended "

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from training import artifact, data, evaluate, export, replay, split
 from training.artifact import Manifest
+from training.lineage import partition
 
 # What a candidate may cost and still pass. A slower or larger one is refused only if it is slow or large as such: a
 # fine-tune on larger pictures is slower, and meant to be.
@@ -106,7 +107,7 @@ def _held_out(
 
 def _read(manifest: Manifest, archive: Path) -> _Known:
     dataset = data.load(str(archive), manifest.input_size, least_classes=1, warn=False)
-    parts = data.partition(dataset, manifest.recipe["validation"], manifest.data.seed)
+    parts = partition(manifest, dataset)
     labels = tuple(dataset.classes[label] for label in parts.test.labels.tolist())
 
     def at(size: int) -> Tensor:

@@ -75,6 +75,11 @@ def crossvalidate(
             f"{count} folds cannot be cut: give 2 or more, and no more than the smallest class has pictures."
         )
     fold = folds(pool.labels, pool.clusters, count, seed)
+    if len(fold.unique()) < count:
+        raise InputError(
+            f"{count} folds cannot be cut: only {len(pool.clusters.unique())} of the {len(pool)} pictures are "
+            "different, the others nearly repeat them. Give fewer folds or more pictures."
+        )
     last = []
     for number in range(count):
         log.info("fold %d of %d", number + 1, count)

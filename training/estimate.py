@@ -10,14 +10,21 @@ from torch import nn
 from training import evaluate, loop
 from training.data import Partition, Split
 from training.normalisation import Normalisation
-from training.recipe import LowResolution, Recipe
+from training.recipe import LowResolution, Optimizer, Recipe
 from training.sink import Epoch, Step
 
 _STEPS = 3  # that are timed, after as many to warm up
+_SLOW = 1e-3  # of the recipe's learning rates
 
 
 def run_seconds(
-    network: nn.Module, data: Partition, recipe: Recipe, *, device: torch.device, normalise: Normalisation
+    network: nn.Module,
+    data: Partition,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    normalise: Normalisation,
+    penalty: loop.Penalty | None = None,
 ) -> float:
     """Estimate the training time of a run, its validation included, by training a copy of the network for a few steps.
 
@@ -26,6 +33,7 @@ def run_seconds(
     Args:
         network: fresh; it stays as it is.
         normalise: maps uint8 pictures to the network's input.
+        penalty: what the run adds to the loss of each batch; it takes its time, too.
     """
     few = dataclasses.replace(
         data,
@@ -40,14 +48,21 @@ def run_seconds(
     seconds = 0.0
     for share, resolution in parts:
         copied = copy.deepcopy(network)
-        short = recipe.model_copy(update={"epochs": 2, "low_resolution": resolution})
+        short = recipe.model_copy(update={"epochs": 2, "low_resolution": resolution, "optimizer": _slow(recipe)})
         speed = _Speed()
-        loop.train(copied, few, short, seed=0, device=device, normalise=normalise, sinks=[speed])
+        loop.train(copied, few, short, seed=0, device=device, normalise=normalise, sinks=[speed], penalty=penalty)
         seconds += share * len(data.train) / speed.images_per_second
     started = time.perf_counter()
     evaluate.score(copied, normalise, few.validation, device, loop.autocast_dtype(recipe, device))
     seconds += (time.perf_counter() - started) * len(data.validation) / len(few.validation)
     return recipe.epochs * seconds
+
+
+def _slow(recipe: Recipe) -> Optimizer:
+    """The optimiser with rates that nothing diverges at: they change no time, and a few steps allow no warm-up."""
+    rates = ("learning_rate", "head_learning_rate", "bias_learning_rate")
+    slower = {rate: _SLOW * getattr(recipe.optimizer, rate) for rate in rates}
+    return recipe.optimizer.model_copy(update=slower)
 
 
 class _Speed:

@@ -1,8 +1,10 @@
 """Fine-tuning: a model made of another one and a few pictures. First the head, on features that stay as they are."""
 
 import dataclasses
+import hashlib
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +21,14 @@ from training.device import choose_device
 from training.errors import InputError, TrainingError
 from training.head import Choice, Examples, Scale, cross_validate, features, fit
 from training.layers import head_of
-from training.plan import VALIDATION, Plan, make_plan, make_recipe
+from training.lineage import NOWHERE, TEST, TRAIN, VALIDATION, lineage, placed, places
+from training.plan import MOST_VALIDATION, Plan, make_plan, make_recipe
 from training.recipe import Recipe
 from training.replay import Memory
 from training.sink import Epoch, Sink, Step
-from training.split import held_out
+from training.split import duplicate_clusters, held_out, repeating
+
+log = logging.getLogger(__name__)
 
 _HEAD_WORK = 16_000  # pictures of 32x32 whose features the first epoch computes at most: a minute of two CPU cores
 _FEW = 500  # pictures below which figures of single folds are recorded
@@ -78,15 +83,15 @@ def finetune(job: FinetuneJob, sinks: Sequence[Sink] = (), resume: bool = False)
     device = choose_device(job.device)
     base = Base.read(job.models, job.base)
     plan = make_plan(job, base.manifest, data.survey(job.source), device.type)
-    dataset = data.load(job.source, plan.input_size, 2 if plan.fate == "replace" else 1)
+    dataset = _relabelled(data.load(job.source, plan.input_size, 2 if plan.fate == "replace" else 1), plan.classes)
     memory = None if plan.fate == "replace" else replay.recall(base.folder, base.manifest, job.base_data)
-    parts = _partition(dataset, plan, memory, job.seed)
+    parts, memory, where = _partition(dataset, job, base.manifest, memory)
     recipe = make_recipe(job, plan, base.manifest, str(base), parts.train.labels)
     network = base.adapted(plan.classes, plan.levels).to(device).to(memory_format=torch.channels_last)
     work = _Work(job, base, plan, parts, device, sinks)
     head, choice = _fit_head(work, recipe, network)
     recipe = _with_flips(recipe, choice.mirrored)
-    identity = _identity(work, recipe, dataset.sha256)
+    identity = _identity(work, recipe, dataset.sha256, where)
     written = run.Job(recipe, job.source, job.name, job.models, job.seed, job.device, job.command, job.unfinished)
     checkpoint = Checkpoint(written.checkpoint, identity, resume)
     history = _unfreeze(work, recipe, network, head, checkpoint)
@@ -94,9 +99,8 @@ def finetune(job: FinetuneJob, sinks: Sequence[Sink] = (), resume: bool = False)
     metrics: dict[str, Any] = {"forgetting": _forgotten(work, network, memory)}
     if sum(map(len, dataset.splits.values())) < _FEW:
         metrics["cross_validation"] = choice.figures()
-    origin = run.Origin(str(base), _record(plan, choice, history, memory), metrics)
-    named = dataclasses.replace(dataset, classes=plan.classes)
-    manifest = run.write(written, named, parts, network, base.normalise, history, device, origin)
+    origin = run.Origin(str(base), _record(plan, choice, history, memory), metrics, where)
+    manifest = run.write(written, dataset, parts, network, base.normalise, history, device, origin)
     checkpoint.path.unlink(missing_ok=True)
     return manifest
 
@@ -113,31 +117,153 @@ class _Work:
     sinks: Sequence[Sink]
 
 
-def _partition(dataset: data.Dataset, plan: Plan, memory: Memory | None, seed: int) -> Partition:
-    """The source's splits with labels as in the plan, and what is remembered of the base's data in each of them.
+def _relabelled(dataset: data.Dataset, classes: tuple[str, ...]) -> data.Dataset:
+    place = torch.tensor([classes.index(name) for name in dataset.classes])
+    splits = {name: split.relabelled(place) for name, split in dataset.splits.items()}
+    return dataclasses.replace(dataset, classes=classes, splits=splits)
 
-    The test split takes remembered pictures only of classes that the source has none of: it is the user's own.
+
+def _partition(
+    dataset: data.Dataset, job: FinetuneJob, base: Manifest, memory: Memory | None
+) -> tuple[Partition, Memory | None, str | None]:
+    """The source's splits, and what is remembered of the base's data in each of them.
+
+    No held-out picture nearly repeats one that is trained on, or that the base was trained on as far as that is known.
+    The test split takes remembered pictures only of classes of which it has none: it is the user's own.
+
+    Returns:
+        The splits; what is remembered and repeats none of the source's pictures that it must not repeat; the `places`
+        of the source's pictures (see `DataRecord`) if they are not those that the seed alone gives.
     """
-    place = torch.tensor([plan.classes.index(name) for name in dataset.classes])
-    own = data.partition(dataset, VALIDATION, seed)
-    train, validation, test = (split.relabelled(place) for split in (own.train, own.validation, own.test))
     if memory is None:
-        missing = [name for name in plan.classes if name not in dataset.classes]
-        if missing:
-            raise InputError(
-                f"There are no pictures of {missing} to keep these classes by: the base stores none and its data is "
-                "not at hand. Name that with --base-data, or put pictures of these classes beside the new ones."
-            )
-        return Partition(train, validation, test, own.made)
-    pool = memory.pool
-    mask = held_out(pool.labels, pool.clusters, len(pool) // 5, seed)
-    missing_mask = ~torch.isin(memory.test.labels, test.labels)
-    return Partition(
-        Split.joined(train, pool.subset(~mask)),
-        Split.joined(validation, pool.subset(mask)),
-        Split.joined(test, memory.test.subset(missing_mask)),
+        _check_known(dataset)
+    cut = data.partition(dataset, MOST_VALIDATION, job.seed)
+    known = _known(job.models, base, memory)
+    own = _apart(_followed(dataset, cut, known, memory))
+    before, after = ("".join(map(str, places(dataset, parts).tolist())) for parts in (cut, own))
+    where = None if before == after else after
+    if memory is None:
+        return own, None, where
+    memory = _beside(memory, own, known)
+    pool, mask = memory.pool, held_out(memory.pool.labels, memory.pool.clusters, len(memory.pool) // 5, job.seed)
+    parts = Partition(
+        Split.joined(own.train, pool.subset(~mask)),
+        Split.joined(own.validation, pool.subset(mask)),
+        Split.joined(own.test, memory.test.subset(~torch.isin(memory.test.labels, own.test.labels))),
         own.made,
     )
+    return parts, memory, where
+
+
+def _check_known(dataset: data.Dataset) -> None:
+    """See that there are pictures of every class where no others are remembered."""
+    found = torch.cat([split.labels for split in dataset.splits.values()]).unique().tolist()
+    missing = [name for label, name in enumerate(dataset.classes) if label not in found]
+    if missing:
+        raise InputError(
+            f"There are no pictures of {missing} to keep these classes by: the base stores none and its data is "
+            "not at hand. Name that with --base-data, or put pictures of these classes beside the new ones."
+        )
+
+
+def _known(models: Path, base: Manifest, memory: Memory | None) -> list[Partition]:
+    """Splits of the data that the base and those before it were trained with, as far as they are at hand."""
+    found = list(lineage(models, base))
+    known = [parts for _, parts in found]
+    if memory and not (found and found[0][0] == base):
+        none = memory.pool.subset(torch.zeros(len(memory.pool), dtype=torch.bool))
+        known.insert(0, Partition(memory.pool, none, memory.test, ()))
+    return known
+
+
+def _followed(dataset: data.Dataset, cut: Partition, known: Sequence[Partition], memory: Memory | None) -> Partition:
+    """The source's splits, but pictures that repeat known ones are in the split in which those were.
+
+    Only splits that were cut take or give any. A class that a split would lose stays as it was cut.
+    """
+    source, before = dataset.splits["train"], places(dataset, cut)
+    had = _had(source, known)
+    made = [TRAIN, *(number for number, name in enumerate(("validation", "test"), 1) if name in cut.made)]
+    moved = torch.where(torch.isin(had, torch.tensor(made)), had, before)
+    lost = torch.tensor(sorted(_lost(source.labels, before, moved, memory)), dtype=torch.long)
+    if len(lost):
+        log.warning(
+            "the base knows so many of the pictures of %s that its splits would leave one without any: these classes "
+            "are split anew, so pictures that the base was trained on may be held out and their figures too good",
+            [dataset.classes[label] for label in lost.tolist()],
+        )
+        moved = torch.where(torch.isin(source.labels, lost), before, moved)
+    if "test" not in cut.made and any(repeating(cut.test.images, parts.train.images).any() for parts in known):
+        log.warning("the base was trained on pictures of the source's test split, so its figures are too good")
+    if (moved != before).any():
+        count = int((had != NOWHERE).sum())
+        log.info("%d of %d pictures are known to the base and stay in the splits where it had them", count, len(had))
+    return placed(dataset, cut, moved)
+
+
+def _had(source: Split, known: Sequence[Partition]) -> Tensor:
+    """Where the picture, or one of its cluster, was in the known data: int64 [N]."""
+    had = torch.full((len(source),), NOWHERE)
+    for age, parts in reversed(list(enumerate(known))):
+        had[repeating(source.images, parts.test.images)] = TEST
+        # What those before the base were chosen by, a fine-tune of them trains on again.
+        had[repeating(source.images, parts.validation.images)] = TRAIN if age else VALIDATION
+    for parts in known:
+        had[repeating(source.images, parts.train.images)] = TRAIN
+    return torch.full_like(had, NOWHERE).scatter_reduce(0, source.clusters, had, "amin")[source.clusters]
+
+
+def _lost(labels: Tensor, before: Tensor, after: Tensor, memory: Memory | None) -> set[int]:
+    """Classes of which a split has pictures before, but none after and none remembered; training takes the user's."""
+    spare = {} if memory is None else {VALIDATION: memory.pool.labels, TEST: memory.test.labels}
+    lost: set[int] = set()
+    for number in (TRAIN, VALIDATION, TEST):
+        left = torch.cat([labels[after == number], spare.get(number, labels[:0])])
+        lost |= set(labels[before == number].tolist()) - set(left.tolist())
+    return lost
+
+
+def _apart(parts: Partition) -> Partition:
+    """The splits without training pictures that repeat held-out ones, and validation pictures that repeat test ones."""
+    validation = _without(parts.validation, parts.test.images, "validation")
+    held = torch.cat([validation.images, parts.test.images])
+    return dataclasses.replace(parts, train=_without(parts.train, held, "training"), validation=validation)
+
+
+def _without(split: Split, others: Tensor, name: str) -> Split:
+    """The pictures that repeat none of `others`; of a class that would have none left, all."""
+    keep = ~repeating(split.images, others)
+    torn = ~torch.isin(split.labels, split.labels[keep])
+    if torn.any():
+        log.warning(
+            "%d pictures of the %s split repeat held-out ones, and are all of their class", int(torn.sum()), name
+        )
+    left_out = int((~(keep | torn)).sum())
+    if left_out:
+        log.warning("%d pictures of the %s split are left out: they repeat held-out ones", left_out, name)
+    return split.subset(keep | torn)
+
+
+def _beside(memory: Memory, own: Partition, known: Sequence[Partition]) -> Memory:
+    """What is remembered beside the source's own splits.
+
+    Those to train with repeat none of the source's pictures and no remembered test picture; those to measure with
+    repeat none that is trained on or chosen by.
+    """
+    fitted = torch.cat([own.train.images, own.validation.images])
+    # Memory is cut by the seed alone, a base that is itself a fine-tune may have had some pictures elsewhere.
+    seen = {name for parts in known[:1] for name in parts.train.names + parts.validation.names}
+    unseen = {name for parts in known[:1] for name in parts.test.names}
+    test = memory.test.subset(~_named(memory.test, seen) & ~repeating(memory.test.images, fitted))
+    pool = memory.pool.subset(~_named(memory.pool, unseen))
+    for images in (fitted, own.test.images, test.images):
+        pool = pool.subset(~repeating(pool.images, images))
+    return Memory(dataclasses.replace(pool, clusters=duplicate_clusters(pool.images)), test, memory.origin)
+
+
+def _named(split: Split, names: Collection[str]) -> Tensor:
+    """Which pictures have one of these names: bool [N]."""
+    return torch.tensor([name in names for name in split.names], dtype=torch.bool)
 
 
 def _fit_head(work: _Work, recipe: Recipe, network: nn.Module) -> tuple[Epoch, Choice]:
@@ -218,7 +344,7 @@ def _with_flips(recipe: Recipe, mirrored: bool) -> Recipe:
     return recipe.model_copy(update={"augment": augment})
 
 
-def _identity(work: _Work, recipe: Recipe, data_sha256: str) -> dict[str, Any]:
+def _identity(work: _Work, recipe: Recipe, data_sha256: str, where: str | None) -> dict[str, Any]:
     """What a resumed run has to agree in with the one that was interrupted."""
     return {
         "base": str(work.base),
@@ -226,13 +352,14 @@ def _identity(work: _Work, recipe: Recipe, data_sha256: str) -> dict[str, Any]:
         "classes": list(work.plan.classes),
         "recipe": recipe.model_dump(mode="json"),
         "seed": work.job.seed,
+        "places": where and hashlib.sha256(where.encode()).hexdigest(),
     }
 
 
 def _forgotten(work: _Work, network: nn.Module, memory: Memory | None) -> dict[str, Any]:
     kept = [name for name in work.base.manifest.classes if name in work.plan.classes]
     about = {"classes": work.plan.fate, "dropped": [n for n in work.base.manifest.classes if n not in kept]}
-    if memory is None:
+    if memory is None or not len(memory.test):
         return about
     before = work.base.network()
     return about | forgetting.measure(before, network, work.base.normalise, memory, work.base.manifest.classes)

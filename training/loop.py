@@ -17,7 +17,7 @@ from training import evaluate
 from training.adversarial import Attack, robust_accuracy, strong
 from training.augment import augmented, mixed
 from training.average import Average
-from training.balance import picture_weights
+from training.balance import class_weights, weighted
 from training.checkpoint import Checkpoint
 from training.convolution import small_maps
 from training.data import Partition, Split
@@ -70,10 +70,10 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
         group: the processes that train it together; each is given the same arguments.
 
     Raises:
-        InputError: the batch cannot be divided among the processes.
+        InputError: the batch cannot be divided among the processes, or there are fewer pictures.
         TrainingError: the loss is no longer finite, or memory ran out; the last good checkpoint is kept.
     """
-    _check_batch(recipe, group)
+    _check_batch(recipe, len(data.train), group)
     choose_algorithms(device, recipe.epochs * (len(data.train) // recipe.batch_size))
     network.to(device).to(memory_format=torch.channels_last)
     split = _on_device(data.train, device)
@@ -127,12 +127,14 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
     return history
 
 
-def _check_batch(recipe: Recipe, group: Group) -> None:
+def _check_batch(recipe: Recipe, pictures: int, group: Group) -> None:
     if recipe.batch_size % (group.size * recipe.accumulate):
         raise InputError(
             f"batch_size {recipe.batch_size} is not a multiple of {group.size} processes x {recipe.accumulate} parts "
             "(accumulate). Change batch_size."
         )
+    if pictures < recipe.batch_size:
+        raise InputError(f"batch_size {recipe.batch_size} is more than the {pictures} training pictures. Lower it.")
 
 
 def autocast_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -219,10 +221,25 @@ def _begin(parts: _Parts, best: BestEpoch, checkpoint: Checkpoint | None, earlie
 
 
 def _validate(parts: _Parts, epoch: int, split: Split, device: torch.device) -> Scores:
-    """Score the validation split at the size that the epoch's last step was trained at."""
+    """Score the validation split at the size that the epoch's last step was trained at.
+
+    Raises:
+        TrainingError: its loss is not finite. That of the training pictures is computed before each step, and cannot
+            tell what the last one did.
+    """
     size = _low_size(parts.recipe, _last_step(parts, epoch))
-    return evaluate.score(
+    scores = evaluate.score(
         parts.judged, lambda images: _resized(parts.normalise(images), size), split, device, parts.precision
+    )
+    if not math.isfinite(scores.loss):
+        raise _diverged(epoch)
+    return scores
+
+
+def _diverged(epoch: int) -> TrainingError:
+    return TrainingError(
+        f"The loss is no longer finite in epoch {epoch + 1}. Lower optimizer.learning_rate, add a warm-up "
+        "(schedule.warmup=0.1), or train in float32 (precision=float32). The last good checkpoint is kept."
     )
 
 
@@ -277,7 +294,7 @@ def _train_epoch(parts: _Parts, epoch: int, watch: Watch) -> tuple[float, float]
     mirrored_first = torch.rand(count, device=device, generator=of_run) < 0.5
     total_loss = torch.zeros((), device=device)
     correct = torch.zeros((), device=device)
-    weights = picture_weights(split.labels) if recipe.class_weights == "balanced" else None
+    weights = class_weights(split.labels, parts.classes) if recipe.class_weights == "balanced" else None
     frozen = recipe.freeze if recipe.freeze.covers(epoch) else Freeze()
     train_mode(parts.network, frozen)
     for step in range(batches):
@@ -290,22 +307,29 @@ def _train_epoch(parts: _Parts, epoch: int, watch: Watch) -> tuple[float, float]
         images = augmented(parts.normalise(images), mirrored_first[chosen], recipe.augment, epoch, generator)
         images, targets = mixed(images, labels, parts.classes, recipe.augment, chance, generator)
         images = _resized(images, _low_size(recipe, done))
-        whole = _Batch(images, targets, labels, None if weights is None else weights[chosen])
+        whole = _weighed(_Batch(images, targets, labels, None), weights)
         if parts.forward is parts.network:  # compiled, or shared by processes, it expects the same gradients throughout
             retire(parts.optimizers, done)
         loss, right = _backward(parts, whole, generator)
         drop_gradients(parts.network, frozen)
-        _take_step(parts, done)
+        _take_step(parts, epoch, done)
         total_loss += loss
         correct += right
         watch.after(step + 1, batches, batch, total_loss, correct)
     loss_sum, right_sum = parts.group.mean(torch.stack([total_loss, correct])).tolist()
     if not math.isfinite(loss_sum):
-        raise TrainingError(
-            f"The loss is no longer finite in epoch {epoch + 1}. Lower optimizer.learning_rate, add a warm-up "
-            "(schedule.warmup=0.1), or train in float32 (precision=float32). The last good checkpoint is kept."
-        )
+        raise _diverged(epoch)
     return loss_sum / batches, right_sum / (batches * batch)
+
+
+def _weighed(batch: _Batch, weights: Tensor | None) -> _Batch:
+    """The batch with the weights of its pictures, from those of the classes, float [classes]."""
+    if weights is None:
+        return batch
+    if batch.targets.ndim == 1:
+        return dataclasses.replace(batch, weights=weights[batch.targets])
+    targets, of_pictures = weighted(batch.targets, weights)
+    return dataclasses.replace(batch, targets=targets, weights=of_pictures)
 
 
 def _backward(parts: _Parts, whole: _Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -329,13 +353,18 @@ def _backward(parts: _Parts, whole: _Batch, generator: torch.Generator) -> tuple
     return total_loss, correct
 
 
-def _take_step(parts: _Parts, done: float) -> None:
+def _take_step(parts: _Parts, epoch: int, done: float) -> None:
     settings = parts.recipe.optimizer
     if settings.clip_norm:
         nn.utils.clip_grad_norm_(parts.network.parameters(), settings.clip_norm)
     set_rates(parts.optimizers, parts.recipe.schedule, done)
     for optimizer in parts.optimizers:
-        optimizer.step()
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            raise _diverged(epoch) from error  # some steps are refused for their size before a loss can show it
         optimizer.zero_grad(set_to_none=True)
     if parts.average:
         parts.average.update()

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 Method = Literal["head", "full", "lora"]
 Fate = Literal["keep", "replace", "add"]
 
-VALIDATION = 2500  # pictures at most, and a fifth of the training split at most
+MOST_VALIDATION = 2500  # pictures at most, and a fifth of the training split at most
 _UNBALANCED = 1.5  # ratio of the largest to the smallest class from which on classes are weighed
 _MAX_SIZE = 256
 # Training passes times input pixels that a fine-tune may take, in pictures of 32x32: about five minutes of two CPU
@@ -124,7 +124,7 @@ def make_recipe(wishes: Wishes, plan: Plan, base: Manifest, name: str, labels: T
         description=f"fine-tuned from {name}, method {plan.method}",
         epochs=epochs,
         batch_size=max(2, min(batch_size, count // 4)),
-        validation=VALIDATION,
+        validation=MOST_VALIDATION,
         label_smoothing=0.1,
         weights=base.recipe.get("weights", "float32"),
         class_weights="balanced" if imbalance(labels) > _UNBALANCED else "none",

@@ -19,6 +19,7 @@ from training.artifact import Manifest
 from training.base import Base
 from training.device import choose_device
 from training.errors import InputError
+from training.lineage import partition
 from training.recipe import Recipe
 from training.resnet import BasicBlock, FastResNet, PadShortcut, ResNet
 from training.sink import Sink
@@ -65,6 +66,8 @@ def prune(task: Pruning, sinks: Sequence[Sink] = ()) -> Manifest:
     job, dataset, parts = run.prepare(
         run.Job(recipe, task.source, parent.name, task.models, parent.data.seed, task.device, task.command)
     )
+    same = dataset.sha256 == parent.data.sha256
+    parts = partition(parent, dataset) if same else parts
     if dataset.classes != parent.classes:
         raise InputError(f"{base} was trained on the classes {list(parent.classes)}; the source has others.")
     network = resnet.build(parent.architecture, len(parent.classes), recipe.network.arguments)
@@ -75,7 +78,8 @@ def prune(task: Pruning, sinks: Sequence[Sink] = ()) -> Manifest:
     history = loop.train(
         network, parts, job.recipe, seed=job.seed, device=device, normalise=base.normalise, sinks=sinks
     )
-    return run.write(job, dataset, parts, network.cpu(), base.normalise, history, device, run.Origin(parent=str(base)))
+    origin = run.Origin(parent=str(base), places=parent.data.places if same else None)
+    return run.write(job, dataset, parts, network.cpu(), base.normalise, history, device, origin)
 
 
 def shrink(network: nn.Module, narrower: nn.Module) -> None:

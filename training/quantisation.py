@@ -16,6 +16,7 @@ from training.base import Base
 from training.data import Partition, Split
 from training.device import CPU
 from training.errors import InputError
+from training.lineage import partition
 
 _PICTURES = 256  # of the training split, whose activations give the ranges
 _KEPT = (replay.REPLAY, "report/curves.png")  # what the training left behind holds for the new version as well
@@ -90,7 +91,7 @@ def _parts(base: Base, source: str) -> Partition:
             f"{source!r} is not all that {base} was trained on, so what it would cost cannot be told: give the source "
             f"with the SHA-256 {manifest.data.sha256} and the classes {list(manifest.classes)}."
         )
-    return data.partition(dataset, manifest.recipe["validation"], manifest.data.seed)
+    return partition(manifest, dataset)
 
 
 def _accuracy(folder: Path, split: Split) -> float:

@@ -12,6 +12,7 @@ from training import data
 from training.artifact import Manifest
 from training.data import Partition, Split
 from training.errors import InputError
+from training.lineage import partition
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def recall(folder: Path, manifest: Manifest, source: str | None = None) -> Memor
             f"is {dataset.sha256}, not {digest}. Leave it out to use the pictures stored with the model."
         )
     if dataset and set(dataset.classes) == set(manifest.classes):
-        parts = data.partition(dataset, manifest.recipe["validation"], manifest.data.seed)
+        parts = partition(manifest, dataset)
         place = torch.tensor([manifest.classes.index(name) for name in dataset.classes])
         pool, test = _pool(parts, _OF_DATA).relabelled(place), parts.test.relabelled(place)
         return Memory(pool, test, "the data it was trained on")

@@ -24,7 +24,7 @@ from training.checkpoint import Checkpoint
 from training.device import CPU, choose_device, describe, exact, memory_errors, tune_for_training
 from training.distillation import Teacher
 from training.distributed import ALONE, Group, group_of
-from training.errors import ArtifactError, InputError
+from training.errors import ArtifactError, InputError, TrainingError
 from training.estimate import run_seconds
 from training.normalisation import Normalisation
 from training.novelty import Neighbours
@@ -72,11 +72,13 @@ class Origin:
         parent: the base's `name@version`.
         finetune: how it was made of the base, ready for JSON.
         metrics: figures beside those of the validation and the test split.
+        places: of the data's pictures, see `DataRecord`.
     """
 
     parent: str | None = None
     finetune: Mapping[str, Any] | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    places: str | None = None
 
 
 def runs_folder(models: Path, name: str) -> Path:
@@ -175,13 +177,26 @@ def _start(recipe: Recipe, parts: data.Partition, classes: Sequence[str], seed: 
 
 
 def _fitted(recipe: Recipe, pictures: int, group: Group) -> Recipe:
-    """The recipe with no larger batch than there are pictures."""
+    """The recipe with no larger batch than there are pictures: about a quarter of them if it has to be lowered.
+
+    Raises:
+        InputError: there are fewer than two pictures for each process.
+    """
     if pictures >= recipe.batch_size:
         return recipe
-    unit = group.size * recipe.accumulate
+    if pictures < 2 * group.size:
+        raise InputError(
+            f"{pictures} training pictures are too few: each of {group.size} processes needs 2 in every step. Add "
+            "pictures, or start fewer processes."
+        )
+    accumulate = recipe.accumulate
+    if pictures < 2 * group.size * accumulate:
+        accumulate = max(1, pictures // 4 // (2 * group.size))
+        log.warning("accumulate lowered to %d: each part needs 2 of %d training pictures", accumulate, pictures)
+    unit = group.size * accumulate
     batch = max(2 * unit, pictures // 4 // unit * unit)
     log.warning("batch_size lowered to %d: there are %d training pictures", batch, pictures)
-    return recipe.model_copy(update={"batch_size": batch})
+    return recipe.model_copy(update={"batch_size": batch, "accumulate": accumulate})
 
 
 def _teacher(
@@ -222,12 +237,16 @@ def estimate(job: Job) -> float:
 
     Raises:
         InputError: the arguments or the data are wrong.
+        TrainingError: these steps failed, or the teacher cannot be read.
     """
     device = choose_device(job.device)
     tune_for_training(device)
     job, dataset, parts = prepare(job)
-    network, normalise = _start(job.recipe, parts, dataset.classes, job.seed)
-    return run_seconds(network, parts, job.recipe, device=device, normalise=normalise)
+    recipe = job.recipe
+    with _memory_errors(recipe):
+        network, normalise = _start(recipe, parts, dataset.classes, job.seed)
+        teacher = _teacher(job.models, recipe, dataset.classes, device, normalise)
+        return run_seconds(network, parts, recipe, device=device, normalise=normalise, penalty=teacher)
 
 
 def prepare(job: Job, group: Group = ALONE) -> tuple[Job, data.Dataset, data.Partition]:
@@ -289,6 +308,7 @@ def write(
                 },
                 made_splits=parts.made,
                 seed=job.seed,
+                places=origin.places,
             ),
             recipe=recipe.model_dump(mode="json"),
             seed=job.seed,
@@ -328,6 +348,7 @@ def write_network(
 
     Raises:
         ArtifactError: the exported file disagrees with the network.
+        TrainingError: the network's answers are not finite.
     """
     weights = stored(network.cpu(), recipe.weights)
     network.load_state_dict(weights)  # from here on the network is what the file holds, rounding included
@@ -335,6 +356,7 @@ def write_network(
     (folder / artifact.WEIGHTS).write_bytes(save(weights))
     with exact(device), export.unoptimised():
         held_out = evaluate.logits(network, normalise, parts.validation.images, device)
+        _check_finite(held_out, recipe)
         calibration = Calibration.fit(held_out, parts.validation.labels)
         Neighbours.of(network, normalise, parts.train.images, device).write(folder / artifact.NEIGHBOURS)
         robustness = _robustness(network, normalise, parts, recipe)
@@ -348,6 +370,14 @@ def write_network(
         check_agreement(script, parts.validation.images[:_CHECKED], calibration(held_out[:_CHECKED]))
     probe.write(folder / probe.PROBE, _probe(script, parts.train.images))
     return calibration, metrics | robustness
+
+
+def _check_finite(out: Tensor, recipe: Recipe) -> None:
+    if not out.isfinite().all():
+        raise TrainingError(
+            f"The network's answers are not finite with its weights stored in {recipe.weights}. Lower "
+            "optimizer.learning_rate, or store them in float32 (weights=float32). Nothing was written."
+        )
 
 
 def write_report(folder: Path, manifest: Manifest) -> Manifest:

@@ -1,6 +1,8 @@
 """Scoring a version that is written, through its exported file, on a source of pictures."""
 
+import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ from torch import Tensor
 
 from training import artifact, corruption, data, evaluate, export, run
 from training.artifact import Manifest
+from training.data import Partition
 from training.errors import InputError
+from training.lineage import lineage, partition
 from training.normalisation import Normalisation
 from training.novelty import Neighbours, auroc, features
+from training.split import repeating
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +26,9 @@ def score(
 ) -> dict[str, Any]:
     """Evaluate an artifact's exported file on a split of a source.
 
-    A source that the model was trained on is split as it was then. Any other source without splits is scored whole.
+    A source that the model was trained on is split as it was then. Any other source without splits is scored whole, but
+    for the pictures that repeat ones which the model, or one that it was made from, was trained on or chosen by, as far
+    as their data is cached.
 
     Args:
         model: `name`, meaning the version in production, or `name@version`.
@@ -30,19 +37,24 @@ def score(
         unknown: a source of pictures that are of none of the classes, to tell from those of the split.
 
     Returns:
-        The metrics, with `model`, `version`, `split` and `data_sha256`; `corruptions` and `novelty` where asked for.
+        The metrics, with `model`, `version`, `data_sha256`, `split` as asked for, `scored` for what that came to in
+        words, and `left_out` pictures; `corruptions` and `novelty` where asked for.
 
     Raises:
-        InputError: no such model or split, or classes that the model does not know.
+        InputError: no such model or split, classes that the model does not know, or no picture that is new to it.
         ArtifactError: the artifact does not verify.
     """
     name, version = artifact.resolve(models, model)
     folder = artifact.folder(models, name, version)
     manifest = artifact.verify(folder)
-    chosen, digest = pictures(manifest, source, split)
+    dataset = _load(manifest, source)
+    known = list(lineage(models, manifest))
+    whole, scored = _choose_split(dataset, manifest, split, known)
+    chosen = whole if split == "train" else _new(whole, dataset.sha256, manifest, known)
     script = export.load_script(folder / artifact.SCRIPT, torch.device("cpu"))
     out = evaluate.logits(script, lambda batch: batch, chosen.images, torch.device("cpu"))
-    found: dict[str, Any] = {"model": name, "version": version, "split": split, "data_sha256": digest}
+    found: dict[str, Any] = {"model": name, "version": version, "split": split, "data_sha256": dataset.sha256}
+    found |= {"scored": scored, "left_out": len(whole) - len(chosen)}
     found |= evaluate.metrics(out, chosen.labels, manifest.classes)
     if corruptions:
         found["corruptions"] = corruption.accuracies(script, chosen.images, chosen.labels)
@@ -57,17 +69,24 @@ def pictures(manifest: Manifest, source: str, split: str) -> tuple[data.Split, s
     Raises:
         InputError: no such split, or classes that the model does not know.
     """
+    dataset = _load(manifest, source)
+    return _choose_split(dataset, manifest, split, ())[0], dataset.sha256
+
+
+def _load(manifest: Manifest, source: str) -> data.Dataset:
+    """A source, its labels the places of the model's classes."""
     dataset = data.load(source, manifest.input_size, least_classes=1)
     strange = [label for label in dataset.classes if label not in manifest.classes]
     if strange:
         raise InputError(f"{manifest.name} does not know the classes {strange}; it knows {list(manifest.classes)}.")
     place = torch.tensor([manifest.classes.index(label) for label in dataset.classes])
-    return _choose_split(dataset, manifest, split).relabelled(place), dataset.sha256
+    splits = {name: part.relabelled(place) for name, part in dataset.splits.items()}
+    return dataclasses.replace(dataset, classes=manifest.classes, splits=splits)
 
 
 def _novelty(folder: Path, manifest: Manifest, script: export.Script, known: Tensor, source: str) -> dict[str, Any]:
     """How well two scores tell pictures of other things from the known ones: AUROC, 0.5 for a guess, 1 for always."""
-    strangers = data.load(source, manifest.input_size)
+    strangers = data.load(source, manifest.input_size, least_classes=1)
     unknown = torch.cat([split.images for split in strangers.splits.values()])
 
     def confidence(images: Tensor) -> Tensor:
@@ -87,13 +106,35 @@ def _novelty(folder: Path, manifest: Manifest, script: export.Script, known: Ten
     return found | {"auroc": scores}
 
 
-def _choose_split(dataset: data.Dataset, manifest: Manifest, split: str) -> data.Split:
-    if dataset.sha256 == manifest.data.sha256:
-        parts = data.partition(dataset, manifest.recipe["validation"], manifest.data.seed)
-        return {"train": parts.train, "validation": parts.validation, "test": parts.test}[split]
-    if split in dataset.splits:
-        return dataset.splits[split]
+def _choose_split(
+    dataset: data.Dataset, manifest: Manifest, split: str, known: Sequence[tuple[Manifest, Partition]]
+) -> tuple[data.Split, str]:
+    """The pictures to score, and what they are in words."""
+    trained = (*(version for version, _ in known), manifest)
+    same = next((version for version in trained if version.data.sha256 == dataset.sha256), None)
+    if same:
+        parts = partition(same, dataset)
+        return {"train": parts.train, "validation": parts.validation, "test": parts.test}[split], f"{split} split"
     if list(dataset.splits) == ["train"]:
-        log.warning("this source has no splits and the model was not trained on it: all of it is scored")
-        return dataset.splits["train"]
+        log.warning("this source has no splits: all of it is scored")
+        return dataset.splits["train"], "all pictures"
+    if split in dataset.splits:
+        return dataset.splits[split], f"{split} split"
     raise InputError(f"The source has no {split} split, only {', '.join(dataset.splits)}. Choose one with --split.")
+
+
+def _new(
+    chosen: data.Split, digest: str, manifest: Manifest, known: Sequence[tuple[Manifest, Partition]]
+) -> data.Split:
+    """The pictures of a source (SHA-256 `digest`) that repeat none that the model was trained on or chosen by."""
+    if manifest.data.sha256 not in {digest, *(version.data.sha256 for version, _ in known)}:
+        log.warning("the data that the model was trained on is not cached: pictures of it are not noticed")
+    old = torch.zeros(len(chosen), dtype=torch.bool)
+    for version, parts in known:
+        if version.data.sha256 != digest:
+            old |= repeating(chosen.images, torch.cat([parts.train.images, parts.validation.images]))
+    if old.all():
+        raise InputError("The model was trained on all of these pictures or chosen by them. Give others.")
+    if old.any():
+        log.warning("%d of %d pictures are left out: they repeat ones that the model knows", int(old.sum()), len(old))
+    return chosen.subset(~old)

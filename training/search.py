@@ -1,5 +1,6 @@
 """Hyper-parameter search with Optuna: which values of a recipe do best on the validation split."""
 
+import hashlib
 import json
 import logging
 import math
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 _RANGE = re.compile(r"([^:,]+):([^:,]+?)(:log)?")
 _FIXED = frozenset({"network.input_size", "validation"})
+_ABOUT = "about"  # the study's user attribute that says what is searched, on what
+_TABLES = 20  # Optuna has fewer; when two make them at once, each can find every one of them made by the other
+_MADE_MEANWHILE = ("already exists", "unique constraint", "duplicate entry")  # SQLite and PostgreSQL, then MySQL
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Range:
             return trial.suggest_int(key, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(key, self.low, self.high, log=self.log)
 
+    def __str__(self) -> str:
+        """As `space` reads it."""
+        low, high = (int(end) if self.whole else end for end in (self.low, self.high))
+        return f"{low}:{high}" + ":log" * self.log
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -47,6 +56,10 @@ class Choice:
     def suggest(self, trial: optuna.Trial, key: str) -> str:
         """A value for one trial."""
         return str(trial.suggest_categorical(key, self.values))
+
+    def __str__(self) -> str:
+        """As `space` reads it."""
+        return ",".join(self.values)
 
 
 Space = Mapping[str, Range | Choice]
@@ -112,7 +125,8 @@ class Search:
         recipe: a recipe's name or file.
         overrides: what is changed in every trial, as `--set` takes it.
         storage: database URL of Optuna, which several machines can share; `sqlite:///search.db` is a file.
-        study: name of the study; trials are added to one that is there already.
+        study: name of the study; trials are added to one that is there already, if it is about the same data, recipe,
+            seed and space. None for the recipe's name with a digest of these.
         models: where a teacher is looked for, if the recipe names one.
     """
 
@@ -121,7 +135,7 @@ class Search:
     source: str
     space: Space
     storage: str
-    study: str
+    study: str | None
     models: Path
     seed: int = 0
     device: str = "auto"
@@ -134,7 +148,8 @@ def search(asked: Search, trials: int) -> Found:
     on the validation split; the test split is never touched. Each has the same seed and sees the same pictures.
 
     Raises:
-        InputError: the arguments or the data are wrong, or the storage cannot be opened.
+        InputError: the arguments or the data are wrong, the study is about another search, or the storage cannot be
+            opened.
         TrainingError: no trial came to an end.
     """
     fixed = sorted(_FIXED & asked.space.keys())
@@ -145,7 +160,7 @@ def search(asked: Search, trials: int) -> Found:
     tune_for_training(place)
     dataset = data.load(asked.source, base.network.input_size)
     parts = data.partition(dataset, base.validation, asked.seed)
-    study = _study(asked, base.epochs)
+    study = _study(asked, base.epochs, _about(asked, base, dataset.sha256))
 
     def objective(trial: optuna.Trial) -> float:
         values = {key: choices.suggest(trial, key) for key, choices in asked.space.items()}
@@ -188,22 +203,76 @@ class _Reporter:
             raise optuna.TrialPruned
 
 
-def _study(asked: Search, epochs: int) -> optuna.Study:
+def _about(asked: Search, base: recipe.Recipe, data_sha256: str) -> dict[str, Any]:
+    """What all trials of a study have in common, each under the name that a user knows it by, ready for JSON."""
+    settings = base.model_dump(mode="json", exclude={"description", "reached"})
+    ranges = {f"--over {key}": str(choices) for key, choices in asked.space.items()}
+    return {"data (SHA-256)": data_sha256, "--seed": asked.seed, **_flat(settings), **ranges}
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Values by their dotted keys, as `--set` takes them."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: value}
+    return found
+
+
+def _study(asked: Search, epochs: int, about: Mapping[str, Any]) -> optuna.Study:
+    """Open the study, or begin it.
+
+    Raises:
+        InputError: it is about another search, or the storage cannot be opened.
+    """
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    name = asked.study or f"{Path(asked.recipe).stem}-{digest[:8]}"
     try:
-        storage = optuna.storages.RDBStorage(asked.storage)
-        before = optuna.get_all_study_names(storage)
-        known = len(optuna.load_study(study_name=asked.study, storage=storage).trials) if asked.study in before else 0
-        return optuna.create_study(
-            study_name=asked.study,
-            storage=storage,
+        study = optuna.create_study(
+            study_name=name,
+            storage=_storage(asked.storage),
             direction="maximize",
-            # Another seed for those that join later, so that they do not repeat the first trials.
-            sampler=optuna.samplers.TPESampler(seed=asked.seed + known),
             pruner=optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs),
             load_if_exists=True,
         )
+        known = len(study.trials)
+        if not known and _ABOUT not in study.user_attrs:
+            study.set_user_attr(_ABOUT, dict(about))
+        before = study.user_attrs.get(_ABOUT)  # read again: another machine may have begun it at the same moment
     except Exception as error:  # each database driver has errors of its own
         raise InputError(f"The storage {asked.storage} cannot be opened ({error}). Check --storage.") from error
+    _check_same(name, before, about)
+    # Another seed for those that join later, so that they do not repeat the first trials.
+    study.sampler = optuna.samplers.TPESampler(seed=asked.seed + known)
+    log.info("study %s, with %d trials so far", name, known)
+    return study
+
+
+def _storage(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage, whose tables are made by whoever opens it first."""
+    for _ in range(_TABLES):
+        try:
+            return optuna.storages.RDBStorage(url)
+        except Exception as error:  # each database driver has errors of its own
+            if not any(words in str(error).lower() for words in _MADE_MEANWHILE):
+                raise
+    return optuna.storages.RDBStorage(url)
+
+
+def _check_same(name: str, before: Mapping[str, Any] | None, about: Mapping[str, Any]) -> None:
+    advice = "Name another --study, or leave it out to have one named after the search."
+    if before is None:
+        raise InputError(f"The study {name!r} has trials, but does not say what they are about. {advice}")
+    differences = [
+        f"{key} was {_shown(before.get(key))} and is now {_shown(about.get(key))}"
+        for key in sorted(before.keys() | about.keys())
+        if before.get(key) != about.get(key)
+    ]
+    if differences:
+        raise InputError(f"The study {name!r} is about another search: {'; '.join(differences)}. {advice}")
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else str(value)
 
 
 def _found(study: optuna.Study) -> Found:

@@ -64,7 +64,7 @@ def held_out(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
     """Choose pictures to hold out: about `count`, the same share of each class, near-duplicates together.
 
     Args:
-        labels: int64 [N].
+        labels: int64 [N]; N may be 0.
         clusters: int64 [N], from `duplicate_clusters`.
         count: how many to hold out; each class gives at least one and keeps at least one.
         seed: the same seed holds out the same pictures.
@@ -75,7 +75,7 @@ def held_out(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     sizes = torch.bincount(labels)
-    wanted = (sizes * (count / len(labels))).round().long().clamp(min=1)
+    wanted = (sizes * (count / max(1, len(labels)))).round().long().clamp(min=1)
     left = torch.minimum(wanted, sizes - 1).clamp(min=0).tolist()  # a class may have no picture
     label = labels.tolist()
     for cluster in _members(order, clusters):
@@ -105,7 +105,7 @@ def folds(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
         seed: the same seed gives the same folds.
 
     Returns:
-        int64 [N]: each picture's fold, from 0.
+        int64 [N]: each picture's fold, from 0. With fewer clusters than folds, some folds stay empty.
     """
     fold = torch.full((len(labels),), -1)
     filled = torch.zeros(count, int(labels.max()) + 1)
@@ -113,7 +113,8 @@ def folds(labels: Tensor, clusters: Tensor, count: int, seed: int) -> Tensor:
     # The largest first: what is left can then even out the folds.
     for cluster in sorted(_members(order, clusters), key=len, reverse=True):
         here = torch.bincount(labels[cluster], minlength=filled.shape[1])
-        emptiest = int((filled @ here.float()).argmin())
+        alike, size = filled @ here.float(), filled.sum(1)
+        emptiest = min(range(count), key=lambda number: (float(alike[number]), float(size[number])))
         fold[cluster] = emptiest
         filled[emptiest] += here
     return fold

@@ -1,6 +1,7 @@
 """k-fold cross-validation."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,26 @@ def test_folds_that_cannot_be_cut(tmp_path: Path, count: int) -> None:
     source = write_shapes(tmp_path / "shapes", count=20)
     with pytest.raises(InputError, match="folds cannot be cut"):
         crossvalidate(load("resnet20", TINY), str(source), count, models=tmp_path, device="cpu")
+
+
+def test_too_few_different_pictures_are_refused_before_any_training(tmp_path: Path) -> None:
+    source = tmp_path / "shapes"
+    for first, split in enumerate(("train", "val", "test")):
+        write_shapes(source / split, count=2, first=10 * first)
+    for kind in ("disc", "cross"):
+        for number in range(8):
+            shutil.copy(source / "train" / kind / "0.png", source / "train" / kind / f"again{number}.png")
+    seen: list[object] = []
+
+    class Steps:
+        def step(self, step: object) -> None:
+            seen.append(step)
+
+        def epoch(self, epoch: object) -> None: ...
+
+    with pytest.raises(InputError, match="12 folds cannot be cut: only"):
+        crossvalidate(load("resnet20", TINY), str(source), 12, models=tmp_path, device="cpu", sinks=[Steps()])
+    assert not seen
 
 
 def test_the_command_prints_json(tmp_path: Path) -> None:

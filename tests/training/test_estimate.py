@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.training.runs import CPU, narrow, partition
 from training import estimate, recipe, resnet
@@ -22,3 +23,26 @@ def test_it_is_positive_and_the_network_stays_fresh(override: str) -> None:
     seconds = estimate.run_seconds(network, parts, chosen, device=CPU, normalise=normalise)
     assert 0 < seconds < math.inf
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+
+def test_the_penalty_of_a_run_is_part_of_its_steps() -> None:
+    parts = partition()
+    chosen = recipe.load("resnet20", narrow("resnet20"))
+    network = resnet.build(chosen.network.architecture, 2, chosen.network.arguments)
+    seen: list[int] = []
+
+    def penalty(images: Tensor, logits: Tensor) -> Tensor:
+        seen.append(len(images))
+        return logits.sum() * 0
+
+    normalise = Normalisation.of(parts.train.images)
+    estimate.run_seconds(network, parts, chosen, device=CPU, normalise=normalise, penalty=penalty)
+    assert seen == [16] * 6  # two epochs of three steps
+
+
+def test_a_rate_that_needs_its_warm_up_can_be_timed() -> None:
+    parts = partition()
+    chosen = recipe.load("resnet20", [*narrow("resnet20"), "optimizer.learning_rate=100.0"])
+    network = resnet.build(chosen.network.architecture, 2, chosen.network.arguments)
+    normalise = Normalisation.of(parts.train.images)
+    assert estimate.run_seconds(network, parts, chosen, device=CPU, normalise=normalise) > 0

@@ -1,7 +1,9 @@
 """Whole fine-tunes: a model and a few pictures in, a verified artifact out."""
 
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +16,17 @@ from safetensors.torch import load_file
 
 from tests.training.photos import write_photos
 from tests.training.shapes import write_shapes
-from training import artifact, data, recipe, resnet, run
+from tests.training.sources import classes, make, png
+from training import artifact, data, recipe, replay, resnet, run, scoring
+from training.artifact import Manifest
 from training.base import Base
+from training.data import Dataset, Partition, Split
 from training.errors import ArtifactError, InputError
-from training.finetune import FinetuneJob, finetune
-from training.replay import REPLAY
+from training.finetune import FinetuneJob, _partition, _relabelled, finetune
+from training.lineage import lineage, partition
+from training.replay import REPLAY, Memory
 from training.sink import Epoch, Step
+from training.split import repeating
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = (
@@ -87,7 +94,8 @@ def test_the_same_classes_keep_their_head_and_learn_from_new_pictures(models: Pa
     base = artifact.read_manifest(artifact.folder(models, "shapes", 1))
     assert forgetting["count"] == base.data.counts["test"]
     assert forgetting["before"] == pytest.approx(base.metrics["test"]["accuracy"])
-    assert manifest.metrics["test"]["count"] == 8
+    # Of the 8 pictures that the seed holds out, one is like a picture that the base was trained on.
+    assert manifest.metrics["test"]["count"] == 7
     assert manifest.metrics["cross_validation"]["folds"] == 5
     assert "| forgotten |" in card(models, "same")
     assert not (run.runs_folder(models, "same") / "checkpoint.pt").exists()
@@ -260,3 +268,149 @@ def test_the_default_model_is_adapted_to_photos_of_two_classes(cifar10_archive: 
     assert kept.epochs[0].val_accuracy >= 0.8
     assert data.load(str(source), 64).sha256 == manifest.data.sha256
     assert sum(record.size for record in manifest.files.values()) <= 24e6
+
+
+BASE = classes({"cat": 30, "dog": 30})
+NEW = {
+    f"{name}/new{number}.png": png(1000 + 100 * place + number)
+    for place, name in enumerate(("cat", "dog"))
+    for number in range(6)
+}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+    """A folder with the model `drawn` of pictures none of which repeats another, and its manifest."""
+    models, source = (tmp_path_factory.mktemp(name) for name in ("models", "drawn"))
+    chosen = recipe.load("resnet20", ["network.arguments={width=8}", "epochs=1", "batch_size=16"])
+    return models, run.train(run.Job(chosen, str(make(source, "folder", BASE)), "drawn", models, device="cpu"))
+
+
+def cut(
+    models: Path, base: Manifest, source: Path, seed: int, memory: Memory | None
+) -> tuple[Dataset, Partition, Memory | None, str | None]:
+    """A source as a fine-tune of the base would cut it."""
+    wanted = FinetuneJob(f"{base.name}@{base.version}", str(source), "x", models, seed=seed)
+    dataset = data.load(str(source), base.input_size)
+    names = base.classes if memory else dataset.classes
+    return dataset, *_partition(_relabelled(dataset, names), wanted, base, memory)
+
+
+def trained_with(models: Path, manifest: Manifest) -> Partition:
+    return next(lineage(models, manifest))[1]
+
+
+def repeats(split: Split, *others: Split) -> int:
+    """How many pictures of the split repeat ones of the others."""
+    return sum(int(repeating(split.images, other.images).sum()) for other in others)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("cached", [True, False])
+def test_an_update_with_the_same_pictures_and_a_few_new_ones_holds_out_what_the_base_did(
+    drawn: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, cached: bool
+) -> None:
+    models, base = drawn
+    before = trained_with(models, base)
+    if not cached:
+        monkeypatch.setenv("REFIT_CACHE", str(tmp_path / "cache"))
+    memory = replay.recall(artifact.folder(models, "drawn", 1), base)
+    _, parts, rest, places = cut(models, base, make(tmp_path, "folder", BASE | NEW), seed, memory)
+    assert rest
+    assert places
+    assert len(parts.train) + len(parts.validation) + len(parts.test) == len(BASE | NEW)  # none is there twice
+    assert repeats(parts.test, parts.train, parts.validation) == repeats(parts.validation, parts.train) == 0
+    assert repeats(rest.test, parts.train, parts.validation) == 0
+    if cached:
+        assert repeats(parts.test, before.train, before.validation) == repeats(parts.validation, before.train) == 0
+        assert repeats(before.test, parts.test) == len(before.test) == len(rest.test)
+        assert len(parts.test) > len(before.test)  # some of the new ones
+    else:  # of what the base was trained on, the stored pictures are known
+        assert memory
+        assert repeats(memory.pool, parts.train) == len(memory.pool)
+        assert repeats(memory.test, parts.test) == len(memory.test)
+
+
+def test_other_pictures_are_cut_by_the_seed_and_the_remembered_ones_join_them(
+    drawn: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    models, base = drawn
+    memory = replay.recall(artifact.folder(models, "drawn", 1), base)
+    assert memory
+    dataset, parts, rest, places = cut(models, base, make(tmp_path, "folder", NEW), 3, memory)
+    own = data.partition(dataset, 2500, 3)
+    assert rest
+    assert places is None
+    assert parts.test.names == own.test.names
+    assert (len(rest.pool), len(rest.test)) == (len(memory.pool), len(memory.test))
+    assert len(parts.train) + len(parts.validation) == len(own.train) + len(own.validation) + len(memory.pool)
+    assert len(parts.train.clusters.unique()) == len(parts.train)
+
+
+def test_a_chain_of_updates_keeps_its_splits_and_scores_them(drawn: tuple[Path, Manifest], tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(drawn[0], models)
+    source = make(tmp_path, "folder", BASE | NEW)
+    options = {"method": "head", "device": "cpu", "seed": 5}
+    second = finetune(FinetuneJob("drawn@1", str(source), "drawn", models, **options))  # type: ignore[arg-type]
+    first, after = (trained_with(models, manifest) for manifest in (drawn[1], second))
+    assert second.finetune
+    assert second.finetune["replayed"] == 0
+    assert second.data.counts["test"] == len(after.test)
+    assert repeats(after.test, first.train, first.validation) == 0
+    found = scoring.score(models, "drawn@2", str(source), "test")
+    assert (found["count"], found["accuracy"]) == (len(after.test), second.metrics["test"]["accuracy"])
+    (source / "cat" / "third.png").write_bytes(png(5000))
+    memory = replay.recall(artifact.folder(models, "drawn", 2), second)
+    _, parts, rest, _ = cut(models, second, source, 6, memory)
+    assert rest
+    assert repeats(after.test, parts.test) == len(after.test)
+    assert repeats(rest.test, after.test) == len(rest.test)
+    assert repeats(after.validation, parts.validation) == len(after.validation)
+
+
+def test_only_pictures_that_the_base_was_trained_on_are_tested_with_remembered_ones(
+    drawn: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    models, base = drawn
+    before = trained_with(models, base)
+    known = {name: BASE[name] for name in before.train.names}
+    memory = replay.recall(artifact.folder(models, "drawn", 1), base)
+    _, parts, _, _ = cut(models, base, make(tmp_path, "folder", known), 0, memory)
+    assert repeats(parts.train, before.train) >= len(known)
+    assert repeats(parts.test, before.train, before.validation) == 0
+    assert len(parts.test) == len(before.test)
+    assert len(parts.validation) > 0
+
+
+def test_classes_that_the_base_s_splits_leave_without_test_pictures_are_split_anew(
+    drawn: tuple[Path, Manifest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models, base = drawn
+    known = {name.replace("cat", "lynx"): BASE[name] for name in trained_with(models, base).train.names}
+    source = make(tmp_path, "folder", known)
+    dataset, parts, _, _ = cut(models, base, source, 0, None)
+    assert "of ['dog', 'lynx'] that its splits would leave one without any" in caplog.text
+    assert parts.test.names == data.partition(dataset, 2500, 0).test.names
+    assert repeats(parts.test, parts.train, parts.validation) == 0
+
+
+def test_a_test_split_that_the_source_brings_stays_and_is_not_trained_on(
+    drawn: tuple[Path, Manifest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models, base = drawn
+    held = dict(list(BASE.items())[10:50])  # of both classes
+    files = {f"train/{name}": content for name, content in (BASE | NEW).items()}
+    source = make(tmp_path, "folder", files | {f"test/{name}": content for name, content in held.items()})
+    memory = replay.recall(artifact.folder(models, "drawn", 1), base)
+    with caplog.at_level(logging.INFO):
+        dataset, parts, rest, places = cut(models, base, source, 0, memory)
+    assert rest
+    assert parts.test.names == dataset.splits["test"].names
+    assert repeats(parts.test, parts.train, parts.validation) == 0
+    assert repeats(parts.validation, parts.train) == 0
+    assert repeats(rest.test, parts.train, parts.validation) == 0
+    assert "of the training split are left out" in caplog.text
+    assert "the base was trained on pictures of the source's test split" in caplog.text
+    made = base.model_copy(update={"data": base.data.model_copy(update={"seed": 0, "places": places})})
+    assert repeats(partition(made, dataset).train, parts.test) == 0

@@ -178,13 +178,41 @@ def test_a_teacher_changes_what_is_learned(parts: data.Partition) -> None:
 
     normalise = Normalisation.of(parts.train.images)
     wrong = Teacher(Sure(), normalise, 32, normalise, weight=100.0)
-    kept = train(parts, "resnet20", SMALL, penalty=wrong)
+    kept = train(parts, "resnet20", SMALL, "optimizer.learning_rate=1e-3", penalty=wrong)
     assert kept.epochs[-1].accuracy == pytest.approx(0.5, abs=0.1)  # it says the same of every picture
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(parts: data.Partition) -> None:
     with pytest.raises(InputError, match=r"batch_size 16 is not a multiple of 3 processes x 1 parts"):
         train(parts, "resnet20", SMALL, group=Group(0, 3))
+
+
+def test_a_batch_of_more_pictures_than_there_are_is_refused(parts: data.Partition) -> None:
+    with pytest.raises(InputError, match="batch_size 128 is more than the 64 training pictures"):
+        train(parts, "resnet20", SMALL, "batch_size=128")
+
+
+@pytest.mark.parametrize("average", [(), ("average.decay=0.5",)])
+def test_a_last_step_that_diverges_is_named_and_the_checkpoint_before_it_kept(
+    parts: data.Partition, tmp_path: Path, average: tuple[str, ...]
+) -> None:
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", {}, clock=lambda: 0.0)  # due after every epoch
+    kept = Kept()
+    steps = ("epochs=2", "batch_size=64", "schedule={shape='constant', warmup=0.5}")  # the first has a rate of 0
+    with pytest.raises(TrainingError, match=r"no longer finite in epoch 2. Lower optimizer.learning_rate"):
+        train(
+            parts, "resnet20", SMALL, *steps, *average, "optimizer.learning_rate=1e30", kept=kept, checkpoint=checkpoint
+        )
+    assert [epoch.epoch for epoch in kept.epochs] == [1]
+    state = checkpoint.read()
+    assert len(state["history"]) == 1
+    assert all(torch.isfinite(value).all() for value in state["network"].values())
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_rate_that_torch_refuses_is_named_as_one_that_diverges(parts: data.Partition, name: str) -> None:
+    with pytest.raises(TrainingError, match=r"Lower optimizer.learning_rate"):
+        train(parts, "resnet20", SMALL, f"optimizer={{name='{name}', learning_rate=1e39}}")
 
 
 GENTLE = ("network.arguments={width=8}", "optimizer.learning_rate=0.05")
@@ -251,6 +279,30 @@ def test_balanced_class_weights_make_a_rare_class_count_as_much() -> None:
         out = evaluate.logits(network.eval(), normalise, noise.images, CPU)
         shares[weights] = float(out.softmax(1)[:, 1].mean())
     assert shares["none"] < 0.25 < shares["balanced"]
+
+
+class ConstantNet(nn.Module):
+    """A network that answers the same of every picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.new_ones(len(x), 1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("mix", ["augment.mixup=1.0", "augment.cutmix=1.0", "label_smoothing=0.2"])
+def test_balanced_classes_count_as_much_in_mixed_pictures(mix: str) -> None:
+    rare = split(64, 0)
+    rare.labels[:] = (torch.arange(64) % 16 == 0).long()
+    parts = data.Partition(rare, rare, rare, ())
+    settings = ("epochs=40", "batch_size=64", "precision='float32'", "class_weights='balanced'")
+    chosen = recipe.load("resnet20", [*settings, mix, "optimizer={learning_rate=0.5, weight_decay=0}"])
+    network = ConstantNet()
+    normalise = Normalisation.of(rare.images)
+    loop.train(network, parts, chosen, seed=0, device=CPU, normalise=normalise)
+    assert float(network(torch.zeros(1, 1)).detach().softmax(1)[0, 1]) == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_penalty_is_added_to_the_loss_of_every_step(parts: data.Partition) -> None:

@@ -13,10 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.command import FAST, METHODS, command, training
+from tests.training.runs import partition
 from tests.training.shapes import write_shapes
 from training import artifact, data, export, recipe, resnet, run
 from training.calibration import Calibration
-from training.errors import ArtifactError
+from training.distributed import Group
+from training.errors import ArtifactError, InputError, TrainingError
+from training.normalisation import Normalisation
 
 
 def weights_hash(models: Path, name: str) -> str:
@@ -167,6 +170,50 @@ def test_an_adversarial_run_reports_robust_accuracy(tmp_path: Path, shapes: Path
     assert robustness["attack"] == {"radius": 2.0, "step": 0.5, "steps": 10}
     assert robustness["count"] == 24
     assert "robust" in done.stderr
+
+
+def test_an_estimate_reads_the_teacher_that_the_run_would(tmp_path: Path, shapes: Path) -> None:
+    settings = ("--set", "distillation.teacher=missing@1", "--estimate")
+    done = training("train", *FAST, *settings, "--data", shapes, "--name", "x", "--models", tmp_path)
+    assert done.returncode == 2
+    assert "There is no model 'missing'" in done.stderr
+
+
+def job(shapes: Path, folder: Path, *overrides: str) -> run.Job:
+    return run.Job(recipe.load("resnet20", overrides), str(shapes), "x", folder, device="cpu")
+
+
+@pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (1, 64), (2, 16), (4, 16), (7, 1), (38, 16)])
+def test_batches_and_their_parts_are_lowered_to_what_there_is(
+    shapes: Path, tmp_path: Path, size: int, accumulate: int
+) -> None:
+    asked = job(shapes, tmp_path, "batch_size=1024", f"accumulate={accumulate}", "validation=20")
+    fitted, _, parts = run.prepare(asked, Group(0, size))
+    parts_of_batch = size * fitted.recipe.accumulate
+    assert 1 <= fitted.recipe.accumulate <= accumulate
+    assert 2 * parts_of_batch <= fitted.recipe.batch_size <= len(parts.train)
+    assert fitted.recipe.batch_size % parts_of_batch == 0
+
+
+def test_more_processes_than_a_step_has_pictures_for_are_refused(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"76 training pictures are too few: each of 50 processes"):
+        run.prepare(job(shapes, tmp_path, "batch_size=1000", "validation=20"), Group(0, 50))
+
+
+def test_a_run_of_fewer_pictures_than_parts_comes_to_its_end(tmp_path: Path) -> None:
+    chosen = recipe.load("resnet20", ["network.arguments={width=8}", "epochs=1", "batch_size=64", "accumulate=16"])
+    history = run.fit(chosen, partition(24), ("left", "right"), tmp_path, seed=0, device=torch.device("cpu"))
+    assert len(history) == 1
+
+
+def test_weights_that_their_format_cannot_hold_are_not_blamed_on_the_exporter(tmp_path: Path) -> None:
+    chosen = recipe.load("resnet20", ["network.arguments={width=8}", "weights='float16'"])
+    network = resnet.build("resnet20", 2, {"width": 8})
+    torch.nn.init.constant_(network.get_submodule("head").get_parameter("weight"), 1e5)
+    parts = partition(16)
+    normalise = Normalisation.of(parts.train.images)
+    with pytest.raises(TrainingError, match=r"not finite with its weights stored in float16"):
+        run.write_network(tmp_path, network, normalise, parts, ("left", "right"), chosen, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

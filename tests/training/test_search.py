@@ -1,9 +1,11 @@
 """Hyper-parameter search: real studies of tiny runs."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 
 from tests.training.shapes import write_shapes
@@ -33,6 +35,85 @@ def test_the_best_trial_is_found_and_later_searches_add_to_the_study(shapes: Pat
     later = search(asked(shapes, tmp_path, *over), 1)
     assert later.trials == 3
     assert later.accuracy >= first.accuracy
+
+
+LOW = "optimizer.learning_rate=0.01:0.02:log"
+CUTOUT = "augment.cutout=0,4"
+
+
+def test_a_study_is_of_one_search(shapes: Path, tmp_path: Path) -> None:
+    first = asked(shapes, tmp_path, LOW, CUTOUT)
+    search(first, 1)
+    more = write_shapes(tmp_path / "more", count=22)
+    others = {
+        "data": dataclasses.replace(first, source=str(more)),
+        "epochs was 2 and is now 3": dataclasses.replace(first, overrides=(*TINY, "epochs=3")),
+        "average.decay was not set and is now 0.9": dataclasses.replace(first, overrides=(*TINY, "average.decay=0.9")),
+        "--seed was 0 and is now 1": dataclasses.replace(first, seed=1),
+        "--over optimizer.learning_rate was 0.01:0.02:log and is now 0.1:0.2:log": dataclasses.replace(
+            first, space=space(["optimizer.learning_rate=0.1:0.2:log", CUTOUT])
+        ),
+        "--over augment.cutout was 0,4 and is now 0,8": dataclasses.replace(
+            first, space=space([LOW, "augment.cutout=0,8"])
+        ),
+        "--over augment.cutout was 0,4 and is now not set": dataclasses.replace(first, space=space([LOW])),
+    }
+    for said, other in others.items():
+        with pytest.raises(InputError) as caught:
+            search(other, 1)
+        assert said in str(caught.value)
+        assert "Name another --study" in str(caught.value)
+    again = dataclasses.replace(first, source=f"{shapes}/", space=space([CUTOUT, LOW]))
+    assert search(again, 1).trials == 2
+
+
+def test_a_study_without_a_name_is_that_of_the_search(shapes: Path, tmp_path: Path) -> None:
+    one = dataclasses.replace(asked(shapes, tmp_path, LOW), study=None)
+    other = dataclasses.replace(one, space=space(["optimizer.learning_rate=0.03:0.04"]))
+    assert search(one, 1).trials == 1
+    found = search(other, 1)
+    assert found.trials == 1
+    assert 0.03 <= found.values["optimizer.learning_rate"] <= 0.04
+    assert search(one, 1).trials == 2
+    names = optuna.get_all_study_names(one.storage)
+    assert len(names) == 2
+    assert all(name.startswith("resnet20-") for name in names)
+
+
+def test_a_study_that_does_not_say_what_it_is_about_is_refused(shapes: Path, tmp_path: Path) -> None:
+    wanted = asked(shapes, tmp_path, LOW)
+    optuna.create_study(study_name="study", storage=wanted.storage, direction="maximize").add_trial(
+        optuna.trial.create_trial(value=0.9)
+    )
+    with pytest.raises(InputError, match="does not say what they are about"):
+        search(wanted, 1)
+
+
+def test_what_is_searched_over_is_told_as_it_is_given() -> None:
+    given = ["1:5", "0.0001:0.1:log", "1:8:log", "-2.5:2.0", "x,y"]
+    read = space([f"key{place}={text}" for place, text in enumerate(given)])
+    assert [str(choices) for choices in read.values()] == given
+
+
+def command(shapes: Path, folder: Path) -> list[str]:
+    """A search of one trial, in a process of its own."""
+    settings = [part for override in TINY for part in ("--set", override)]
+    start = [sys.executable, "-m", "training", "search", "--recipe", "resnet20", *settings, "--trials", "1"]
+    over = ["--over", "optimizer.learning_rate=0.01:0.1:log", "--device", "cpu"]
+    return [*start, *over, "--data", str(shapes), "--models", str(folder)]
+
+
+def test_searches_that_share_a_storage_work_on_one_study(shapes: Path, tmp_path: Path) -> None:
+    first, second = (
+        subprocess.Popen(command(shapes, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    )
+    for process in (first, second):
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+    storage = f"sqlite:///{tmp_path}/.runs/search.db"
+    (name,) = optuna.get_all_study_names(storage)
+    assert len(optuna.load_study(study_name=name, storage=storage).trials) == 2
 
 
 def test_trials_that_diverge_do_not_end_the_search(shapes: Path, tmp_path: Path) -> None:
@@ -84,12 +165,7 @@ def test_storage_that_cannot_be_opened(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_gives_values_to_paste(shapes: Path, tmp_path: Path) -> None:
-    settings = [part for override in TINY for part in ("--set", override)]
-    command = [sys.executable, "-m", "training", "search", "--recipe", "resnet20", *settings, "--trials", "1"]
-    over = ["--over", "optimizer.learning_rate=0.01:0.1:log", "--device", "cpu"]
-    done = subprocess.run(
-        [*command, *over, "--data", shapes, "--models", tmp_path], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command(shapes, tmp_path), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--set optimizer.learning_rate=0.0" in done.stdout
     assert (tmp_path / ".runs" / "search.db").exists()

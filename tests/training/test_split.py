@@ -162,6 +162,17 @@ def test_folds_keep_clusters_whole_and_classes_even(sizes: list[int], repeats: i
         assert dealt.max() - dealt.min() <= repeats
 
 
+def test_folds_of_small_classes_are_of_the_same_size() -> None:
+    labels = torch.arange(10).repeat_interleave(7)
+    fold = folds(labels, torch.arange(70), 5, seed=0)
+    assert torch.bincount(fold).tolist() == [14] * 5
+
+
+def test_of_no_pictures_none_are_held_out() -> None:
+    none = torch.zeros(0, dtype=torch.long)
+    assert held_out(none, none, 0, seed=0).shape == (0,)
+
+
 def test_repeats_are_found_across_sizes() -> None:
     images = tensor(*map(draw, range(20)))
     others = tensor(*(draw(seed, 48, 48) for seed in (3, 7, 50, 51)))
