@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -144,7 +144,7 @@ def _partition(
     where = None if before == after else after
     if memory is None:
         return own, None, where
-    memory = _beside(memory, own, known)
+    memory = _beside(memory, own)
     pool, mask = memory.pool, held_out(memory.pool.labels, memory.pool.clusters, len(memory.pool) // 5, job.seed)
     parts = Partition(
         Split.joined(own.train, pool.subset(~mask)),
@@ -244,26 +244,18 @@ def _without(split: Split, others: Tensor, name: str) -> Split:
     return split.subset(keep | torn)
 
 
-def _beside(memory: Memory, own: Partition, known: Sequence[Partition]) -> Memory:
+def _beside(memory: Memory, own: Partition) -> Memory:
     """What is remembered beside the source's own splits.
 
     Those to train with repeat none of the source's pictures and no remembered test picture; those to measure with
     repeat none that is trained on or chosen by.
     """
     fitted = torch.cat([own.train.images, own.validation.images])
-    # Memory is cut by the seed alone, a base that is itself a fine-tune may have had some pictures elsewhere.
-    seen = {name for parts in known[:1] for name in parts.train.names + parts.validation.names}
-    unseen = {name for parts in known[:1] for name in parts.test.names}
-    test = memory.test.subset(~_named(memory.test, seen) & ~repeating(memory.test.images, fitted))
-    pool = memory.pool.subset(~_named(memory.pool, unseen))
+    test = memory.test.subset(~repeating(memory.test.images, fitted))
+    pool = memory.pool
     for images in (fitted, own.test.images, test.images):
         pool = pool.subset(~repeating(pool.images, images))
     return Memory(dataclasses.replace(pool, clusters=duplicate_clusters(pool.images)), test, memory.origin)
-
-
-def _named(split: Split, names: Collection[str]) -> Tensor:
-    """Which pictures have one of these names: bool [N]."""
-    return torch.tensor([name in names for name in split.names], dtype=torch.bool)
 
 
 def _fit_head(work: _Work, recipe: Recipe, network: nn.Module) -> tuple[Epoch, Choice]:
