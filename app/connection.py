@@ -78,7 +78,7 @@ class Connection(HttpToolsProtocol):
         if self._head_bytes is not None:
             self._head_bytes += len(data)
             if self._head_bytes > _MOST_HEAD_BYTES:
-                self._end(HeadTooLargeError(f"The head of the request is larger than {_MOST_HEAD_BYTES:,} bytes."))
+                self._end(HeadTooLargeError(f"More than {_MOST_HEAD_BYTES:,} bytes. Shorten the address and headers."))
                 return
         super().data_received(data)
         if self.cycle is not None and self.cycle.scope is self.scope and not self.cycle.more_body:
