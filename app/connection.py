@@ -179,7 +179,7 @@ class Connection(HttpToolsProtocol):
         """Answer the request that has begun to arrive, if one has, and close the connection."""
         if self.scope is not None and (self.cycle is None or not self._answered()):
             answer = respond(error)
-            self.transport.write(_encoded(answer, answer.raw_headers))
+            self.transport.write(_encoded(answer, (*answer.raw_headers, (b"connection", b"close"))))
         self.transport.close()
 
 

@@ -87,10 +87,6 @@ class TooSlowError(ServiceError):
     kind = "too-slow"
     title = "Request too slow"
 
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Connection": "close"}
-
 
 class HeadTooLargeError(ServiceError):
     """The request's address and headers are larger than any that make sense; its connection is closed."""
@@ -98,10 +94,6 @@ class HeadTooLargeError(ServiceError):
     status = 431
     kind = "head-too-large"
     title = "Request head too large"
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {"Connection": "close"}
 
 
 class UnauthorizedError(ServiceError):

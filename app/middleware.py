@@ -129,7 +129,7 @@ class Keys:
         scope["api_key"] = matches.index(True) + 1
 
 
-class Pages:
+class Origins:
     """Refuses what a page of somebody else has a browser send to the service, which the browser can reach.
 
     What changes or computes something is refused where the browser says that another page sends it, as Go's

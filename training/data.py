@@ -94,6 +94,12 @@ class Dataset:
     sha256: str
     warnings: tuple[str, ...] = ()
 
+    def labelled(self, classes: tuple[str, ...]) -> "Dataset":
+        """The same pictures, the labels places of their names in `classes`, which has them all."""
+        place = torch.tensor([classes.index(name) for name in self.classes])
+        splits = {name: split.relabelled(place) for name, split in self.splits.items()}
+        return dataclasses.replace(self, classes=classes, splits=splits)
+
 
 @dataclass(frozen=True)
 class Partition:

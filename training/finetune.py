@@ -83,7 +83,7 @@ def finetune(job: FinetuneJob, sinks: Sequence[Sink] = (), resume: bool = False)
     device = choose_device(job.device)
     base = Base.read(job.models, job.base)
     plan = make_plan(job, base.manifest, data.survey(job.source), device.type)
-    dataset = _relabelled(data.load(job.source, plan.input_size, 2 if plan.fate == "replace" else 1), plan.classes)
+    dataset = data.load(job.source, plan.input_size, 2 if plan.fate == "replace" else 1).labelled(plan.classes)
     memory = None if plan.fate == "replace" else replay.recall(base.folder, base.manifest, job.base_data)
     parts, memory, where = _partition(dataset, job, base.manifest, memory)
     recipe = make_recipe(job, plan, base.manifest, str(base), parts.train.labels)
@@ -115,12 +115,6 @@ class _Work:
     parts: Partition
     device: torch.device
     sinks: Sequence[Sink]
-
-
-def _relabelled(dataset: data.Dataset, classes: tuple[str, ...]) -> data.Dataset:
-    place = torch.tensor([classes.index(name) for name in dataset.classes])
-    splits = {name: split.relabelled(place) for name, split in dataset.splits.items()}
-    return dataclasses.replace(dataset, classes=classes, splits=splits)
 
 
 def _partition(

@@ -75,10 +75,8 @@ def recall(folder: Path, manifest: Manifest, source: str | None = None) -> Memor
             f"is {dataset.sha256}, not {digest}. Leave it out to use the pictures stored with the model."
         )
     if dataset and set(dataset.classes) == set(manifest.classes):
-        parts = partition(manifest, dataset)
-        place = torch.tensor([manifest.classes.index(name) for name in dataset.classes])
-        pool, test = _pool(parts, _OF_DATA).relabelled(place), parts.test.relabelled(place)
-        return Memory(pool, test, "the data it was trained on")
+        parts = partition(manifest, dataset.labelled(manifest.classes))
+        return Memory(_pool(parts, _OF_DATA), parts.test, "the data it was trained on")
     if REPLAY not in manifest.files:
         log.warning(
             "%s version %d stores no pictures and its data is not at hand, so what it knew may be forgotten and cannot "

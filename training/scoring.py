@@ -1,6 +1,5 @@
 """Scoring a version that is written, through its exported file, on a source of pictures."""
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,9 +78,7 @@ def _load(manifest: Manifest, source: str) -> data.Dataset:
     strange = [label for label in dataset.classes if label not in manifest.classes]
     if strange:
         raise InputError(f"{manifest.name} does not know the classes {strange}; it knows {list(manifest.classes)}.")
-    place = torch.tensor([manifest.classes.index(label) for label in dataset.classes])
-    splits = {name: part.relabelled(place) for name, part in dataset.splits.items()}
-    return dataclasses.replace(dataset, classes=manifest.classes, splits=splits)
+    return dataset.labelled(manifest.classes)
 
 
 def _novelty(folder: Path, manifest: Manifest, script: export.Script, known: Tensor, source: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from training.artifact import Manifest
 from training.base import Base
 from training.data import Dataset, Partition, Split
 from training.errors import ArtifactError, InputError
-from training.finetune import FinetuneJob, _partition, _relabelled, finetune
+from training.finetune import FinetuneJob, _partition, finetune
 from training.lineage import lineage, partition
 from training.replay import REPLAY, Memory
 from training.sink import Epoch, Step
@@ -293,7 +293,7 @@ def cut(
     wanted = FinetuneJob(f"{base.name}@{base.version}", str(source), "x", models, seed=seed)
     dataset = data.load(str(source), base.input_size)
     names = base.classes if memory else dataset.classes
-    return dataset, *_partition(_relabelled(dataset, names), wanted, base, memory)
+    return dataset, *_partition(dataset.labelled(names), wanted, base, memory)
 
 
 def trained_with(models: Path, manifest: Manifest) -> Partition:
