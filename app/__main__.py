@@ -15,6 +15,7 @@ import typer
 import uvicorn
 from pydantic import ValidationError
 
+from app import server
 from app.connection import Connection
 from app.jobs import supervisor, workflow
 from app.jobs.process import end_with_parent
@@ -72,7 +73,7 @@ def serve(
             # Said once, here: processes that fail while they make the application are started anew for ever.
             settings.choose_device()
         with _shared_metrics(settings.workers), supervisor.workers(settings):
-            uvicorn.run(
+            config = uvicorn.Config(
                 "app.main:create_app",
                 factory=True,
                 host=settings.host,
@@ -88,6 +89,7 @@ def serve(
                 # No browser takes an answer, a job's log say, for a page with scripts.
                 headers=[("X-Content-Type-Options", "nosniff")],
             )
+            server.run(config)
     except InputError as error:
         _refuse(str(error))
     except SystemExit as end:

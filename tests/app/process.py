@@ -17,6 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from app.connection import Connection
+from app.server import Server as HttpServer
 
 _START_SECONDS = 120
 # The engine whose answers are those of the file to the last digits, so that swapped answers can be told apart.
@@ -131,7 +132,7 @@ def upload_begun(url: str, size: int = 1000) -> socket.socket:
 @contextmanager
 def listening(app: ASGIApp) -> Iterator[int]:
     """An application on connections of ours, in a thread of the test's own process; gives its port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, http=Connection, log_config=None))
+    server = HttpServer(uvicorn.Config(app, port=0, http=Connection, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
