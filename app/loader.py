@@ -11,7 +11,7 @@ from types import TracebackType
 from app import catalog, telemetry
 from app.errors import ClosingError, ModelUnavailableError
 from app.serving.batcher import Batcher
-from app.serving.choice import Engines, Opened
+from app.serving.engines import Engines, Opened
 from app.serving.turns import Turns
 from training import artifact, machine
 from training.artifact import Manifest

@@ -30,7 +30,7 @@ from app.registry import Registry
 from app.service import Service
 from app.serving.admission import Admission
 from app.serving.background import Background, shares_two_processors
-from app.serving.choice import Engines
+from app.serving.engines import Engines
 from app.serving.image import Decoder
 from app.settings import Settings
 from training import machine

@@ -12,7 +12,7 @@ from app import canary, catalog
 from app.canary import Canary
 from app.errors import ModelUnavailableError, NotReadyError, UnknownModelError, UnusableVersionError
 from app.loader import Loader, Served
-from app.serving.choice import Engines
+from app.serving.engines import Engines
 from app.trial import Trial, Trials
 from training import artifact
 from training.artifact import Aliases, Manifest

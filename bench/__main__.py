@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from app.serving.choice import Engines, Opened
 from app.serving.engine import Engine
+from app.serving.engines import Engines, Opened
 from app.serving.turns import HALVES
 from bench import models, overload, pictures, wrk
 from bench.server import Server, serve, service

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.serving.choice import Engines
 from app.serving.engine import Engine, Pixels, Probabilities
+from app.serving.engines import Engines
 from app.settings import Settings
 from bench import pictures
 from training import artifact, machine, picture

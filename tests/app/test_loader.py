@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.loader import Loader
-from app.serving.choice import Engines
+from app.serving.engines import Engines
 from tests.app import artifacts
 from tests.app.pictures import direct, png
 from tests.app.process import serve

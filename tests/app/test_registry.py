@@ -10,7 +10,7 @@ import pytest
 from app import canary
 from app.errors import ModelUnavailableError, NotReadyError, UnknownModelError, UnusableVersionError
 from app.registry import Registry
-from app.serving.choice import Engines
+from app.serving.engines import Engines
 from tests.app import artifacts
 from tests.app.pictures import png
 from training import artifact, picture
