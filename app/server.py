@@ -9,7 +9,12 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from training.errors import InputError
+
 _COPIES = 15  # of a listening socket
+# A process that answers nothing for so long is taken for dead. One that starts has to import all before it answers,
+# which takes many times longer on a busy machine; another one in its place would take as long.
+_HUNG_SECONDS = 120
 
 
 def run(config: uvicorn.Config) -> None:
@@ -20,17 +25,43 @@ def run(config: uvicorn.Config) -> None:
     hundred clients that come at once would wait half a second before anybody reads what it sent.
 
     Raises:
+        InputError: somebody else listens on the address of several processes.
         SystemExit: it did not start; the log says why.
     """
     if config.workers > 1:
-        listener = config.bind_socket()
-        Multiprocess(config, [listener, *_copies(listener)]).run()
+        config.timeout_worker_healthcheck = _HUNG_SECONDS
+        Processes(config, listen(config)).run()
         return
     server = Server(config)
     with contextlib.suppress(KeyboardInterrupt):  # which the server raises anew when it has ended
         server.run()
     if not server.started:
         sys.exit(STARTUP_FAILURE)
+
+
+def listen(config: uvicorn.Config) -> list[socket.socket]:
+    """The descriptors for several processes. From now on clients wait for them, and nobody else can have the address.
+
+    Raises:
+        InputError: somebody else has it.
+    """
+    listener = config.bind_socket()
+    try:
+        listener.listen(config.backlog)  # uvloop would not say that this fails
+    except OSError as error:
+        listener.close()
+        raise InputError(f"Port {config.port} of {config.host}: {error.strerror}. Choose another port.") from error
+    return [listener, *_copies(listener)]
+
+
+class Processes(Multiprocess):
+    """Several server processes, which refuse new connections as soon as they are told to end."""
+
+    def terminate_all(self) -> None:
+        """Tell them to end. Connections would go on being made while this process listened, and never be answered."""
+        super().terminate_all()
+        for listener in self.sockets:
+            listener.close()
 
 
 class Server(uvicorn.Server):

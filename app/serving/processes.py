@@ -1,9 +1,9 @@
 """The processes in which engines are tried."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from threading import Timer
 
 from app.serving import tryout
 from app.serving.engine import AnyKind
@@ -14,9 +14,14 @@ LIMIT_SECONDS = 60  # of one process
 
 
 class Processes:
-    """Starts them, and ends them from another thread."""
+    """Starts them, and ends them from another thread.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: after which one is ended.
+    """
+
+    def __init__(self, seconds: float = LIMIT_SECONDS) -> None:
+        self._seconds = seconds
         self._running: set[subprocess.Popen[str]] = set()
         self._closed = False
 
@@ -49,17 +54,21 @@ class Processes:
     def run(self, command: Sequence[str]) -> list[Result]:
         """Run one that tries engines; the engine that it was trying when it crashed gets the reason as its error.
 
+        One that was ended, because it took too long or all memory, may do better the next time.
+
         Raises:
             ArtifactError: it ended before it began with an engine, or `close` was called.
         """
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
             self._running.add(process)
-            timer = Timer(LIMIT_SECONDS, process.kill)
-            timer.start()
             if self._closed:
                 process.kill()
-            out, complaints = process.communicate()
-            timer.cancel()
+            try:
+                out, complaints = process.communicate(timeout=self._seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                out, complaints = process.communicate()
+                complaints += f"it took longer than {self._seconds:g} s"
             self._running.discard(process)
         if self._closed:
             raise ArtifactError("The service is shutting down: no engine is chosen any more.")
@@ -69,7 +78,7 @@ class Processes:
         if begun is None:
             raise ArtifactError(f"Engines cannot be tried: {complaints.strip()[-1000:] or process.returncode}")
         reason = f"the process that tried it ended with {process.returncode}: {complaints.strip()[-300:]}"
-        return [*results, Result(kind=begun, error=reason)]
+        return [*results, Result(kind=begun, error=reason, passing=process.returncode == -signal.SIGKILL)]
 
 
 def _read(out: str) -> tuple[list[Result], AnyKind | None]:

@@ -15,6 +15,14 @@ def test_engine_that_crashes_costs_only_itself() -> None:
     found = Processes().run(["sh", "-c", f"echo '{started}'; echo divided by zero >&2; kill -FPE $$"])
     assert [result.kind for result in found] == ["openvino-f32"]
     assert "ended with -8: divided by zero" in str(found[0].error)
+    assert not found[0].passing
+
+
+def test_engine_that_takes_too_long_may_do_better_the_next_time() -> None:
+    found = Processes(seconds=1).run(["sh", "-c", """echo '{"started":"native-f32"}'; exec sleep 600"""])
+    assert [result.kind for result in found] == ["native-f32"]
+    assert "it took longer than 1 s" in str(found[0].error)
+    assert found[0].passing
 
 
 def test_what_is_being_tried_ends_with_the_service(tmp_path: Path) -> None:
