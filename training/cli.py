@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,13 +20,18 @@ from rich.table import Table
 from training import artifact, distributed, lock, pruning, quantisation, recipe, report, run, scoring
 from training import crossvalidate as cross_validation
 from training.artifact import Manifest
-from training.device import set_threads
+from training.data import cache_folder
+from training.device import choose_device, set_threads
 from training.errors import InputError, TrainingError
 from training.finetune import FinetuneJob
 from training.finetune import finetune as run_finetune
 from training.machine import keep_freed_memory
 from training.progress import Bar, JsonLines, TensorBoard, clock
 from training.sink import Sink
+from training.source import locate
+
+# A path behind `--set=network.pretrained='` and the like; what begins as a table or a list of TOML is none.
+_PATH = re.compile(r"((?:[\w.-]+\s*=\s*)*+['\"]?+)(?![{\[])(.*/.*)", re.DOTALL)
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Train, fine-tune, evaluate and list image classifiers."
@@ -65,8 +72,13 @@ def train(  # noqa: PLR0913, PLR0917  each is an option
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's curves.")] = None,
 ) -> None:
     """Train a model and write it as the next version."""
+    chosen: recipe.Recipe = _check(
+        partial(recipe.load, recipe_name, set_ or ()),
+        partial(artifact.check_name, name),
+        partial(_find, data),
+        partial(choose_device, device.value),
+    )[0]
     _prepare()
-    chosen = recipe.load(recipe_name, set_ or ())
     job = run.Job(chosen, data, name, models, seed, device.value, _command())
     if estimate:
         typer.echo(f"About {clock(run.estimate(job))} for {chosen.epochs} epochs, from a few timed steps.")
@@ -101,6 +113,13 @@ def finetune(  # noqa: PLR0913, PLR0917  each is an option, given by its name
     seed: int = 0,
 ) -> None:
     """Adapt a model to your pictures. What is not given is chosen from the data."""
+    _check(
+        partial(artifact.resolve, models, base),
+        partial(artifact.check_name, name),
+        partial(_find, data),
+        partial(_find, base_data),
+        partial(choose_device, device.value),
+    )
     _prepare()
     job = FinetuneJob(
         base=base,
@@ -145,6 +164,7 @@ def evaluate(
     models: Models = Path("models"),
 ) -> None:
     """Score a model on a data source, through the file that is served."""
+    _check(partial(artifact.resolve, models, model), partial(_find, data), partial(_find, ood))
     _prepare()
     figures = scoring.score(models, model, data, split.value, corruptions=corruptions, unknown=ood)
     if pictures:
@@ -157,21 +177,18 @@ def evaluate(
     for label, row in figures["per_class"].items():
         shares = (f"{row[key]:.1%}" for key in ("precision", "recall", "f1"))
         table.add_row(label, *shares, f"{row['count']:,}")
-    console = Console()
-    console.print(table)
-    console.print(
+    _print(table)
+    _print(
         f"{figures['model']} version {figures['version']}, {figures['scored']}: accuracy {figures['accuracy']:.2%} "
         f"({low:.2%} to {high:.2%}), macro F1 {figures['macro_f1']:.2%}, "
-        f"calibration error {figures['calibration_error']:.2%}",
-        highlight=False,
-        soft_wrap=True,
+        f"calibration error {figures['calibration_error']:.2%}"
     )
     if corruptions:
-        console.print(_corruption_table(figures["corruptions"]))
+        _print(_corruption_table(figures["corruptions"]))
     if ood:
         scores = ", ".join(f"{score} {value:.3f}" for score, value in figures["novelty"]["auroc"].items())
         unknown = f"{figures['novelty']['unknown']:,} pictures of other things"
-        console.print(f"AUROC against {unknown}: {scores}", highlight=False, soft_wrap=True)
+        _print(f"AUROC against {unknown}: {scores}")
 
 
 @app.command()
@@ -184,6 +201,7 @@ def prune(
     device: Device = Device.AUTO,
 ) -> None:
     """Take the weakest filters out of a model, fine-tune what is left, and write it as the next version."""
+    _check(partial(artifact.resolve, models, model), partial(_find, data), partial(choose_device, device.value))
     _prepare()
     task = pruning.Pruning(model, data, models, keep, epochs, device.value, _command())
     with Bar(epochs) as bar:
@@ -199,6 +217,7 @@ def quantise(
     models: Models = Path("models"),
 ) -> None:
     """Turn a model into 8-bit integers, measure what that costs, and write it as the next version."""
+    _check(partial(artifact.resolve, models, model), partial(_find, data))
     _prepare()
     manifest = quantisation.quantise(quantisation.Quantisation(model, data, models, _command()))
     cost = report.quantisation_cost(manifest.quantisation or {})
@@ -217,8 +236,10 @@ def crossvalidate(
     seed: int = 0,
 ) -> None:
     """Train once for each fold and score what was left out; the test split is not touched."""
+    chosen: recipe.Recipe = _check(
+        partial(recipe.load, recipe_name, set_ or ()), partial(_find, data), partial(choose_device, device.value)
+    )[0]
     _prepare()
-    chosen = recipe.load(recipe_name, set_ or ())
     with Bar(chosen.epochs) as bar:
         found = cross_validation.crossvalidate(
             chosen, data, folds, models=models, seed=seed, device=device.value, sinks=[bar]
@@ -228,11 +249,9 @@ def crossvalidate(
             json.dumps(dataclasses.asdict(found) | {"accuracy": found.accuracy, "spread": found.spread}, indent=1)
         )
         return
-    Console().print(
+    _print(
         f"{', '.join(f'{accuracy:.2%}' for accuracy in found.accuracies)}: mean {found.accuracy:.2%}, standard "
-        f"deviation {found.spread:.2%} over {folds} folds of {found.pictures:,} pictures.",
-        highlight=False,
-        soft_wrap=True,
+        f"deviation {found.spread:.2%} over {folds} folds of {found.pictures:,} pictures."
     )
 
 
@@ -260,22 +279,25 @@ def search(  # noqa: PLR0913, PLR0917  each is an option, given by its name
     seed: int = 0,
 ) -> None:
     """Search for better values of a recipe, judged on the validation split."""
-    _prepare()
     try:
         from training import search as searching  # noqa: PLC0415  Optuna is an extra
     except ModuleNotFoundError as error:
         raise InputError(f"The search needs {error.name}. Install it: pip install 'refit[search]'.") from error
+    space: searching.Space = _check(
+        partial(searching.space, over),
+        partial(recipe.load, recipe_name, set_ or ()),
+        partial(_find, data),
+        partial(choose_device, device.value),
+    )[0]
+    _prepare()
     if storage is None:
         (models / ".runs").mkdir(parents=True, exist_ok=True)
         storage = f"sqlite:///{models / '.runs' / 'search.db'}"
-    space = searching.space(over)
     asked = searching.Search(recipe_name, tuple(set_ or ()), data, space, storage, study, models, seed, device.value)
     found = searching.search(asked, trials)
-    Console().print(
+    _print(
         f"{found.accuracy:.2%} of the validation split, the best of {found.trials} trials ({found.pruned} ended "
-        "early):\n" + " ".join(f"--set {override}" for override in found.overrides),
-        highlight=False,
-        soft_wrap=True,
+        "early):\n" + " ".join(f"--set {override}" for override in found.overrides)
     )
 
 
@@ -286,7 +308,7 @@ def recipes() -> None:
     for name in recipe.names():
         found = recipe.load(name)
         table.add_row(name, found.description, found.reached)
-    Console().print(table)
+    _print(table)
 
 
 def _corruption_table(found: Mapping[str, Any]) -> Table:
@@ -306,6 +328,30 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
+def _check(*checks: Callable[[], object]) -> list[Any]:
+    """What each check of the arguments gives, before anything that takes time is done.
+
+    Raises:
+        InputError: names all that any of them found wrong.
+    """
+    given: list[Any] = []
+    problems: list[str] = []
+    for check in checks:
+        try:
+            given.append(check())
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    return given
+
+
+def _find(source: str | None) -> None:
+    """See that a SOURCE is there, if one is given; cifar10 may have to be downloaded, which is left to the run."""
+    if source is not None and source != "cifar10":
+        locate(source, cache_folder())
+
+
 def _prepare() -> None:
     logging.basicConfig(
         level=logging.INFO if distributed.is_first() else logging.WARNING,
@@ -322,7 +368,6 @@ def _command() -> list[str]:
 
 def _followed(models: Path, name: str, epochs: int | None, start: Callable[[list[Sink]], Manifest]) -> Manifest:
     """Start a run that shows and logs how it goes, alone of its name; of several processes the first one does."""
-    artifact.check_name(name)
     if not distributed.is_first():
         return start([])
     folder = run.runs_folder(models, name)
@@ -342,15 +387,19 @@ def _conclude(models: Path, manifest: Manifest, how: str) -> None:
         return
     test = manifest.metrics["test"]
     low, high = test["accuracy_interval_95"]
-    Console().print(
+    _print(
         f"{manifest.name} version {manifest.version}: {test['accuracy']:.2%} of {test['count']:,} test pictures "
         f"({low:.2%} to {high:.2%}), {how}\n"
-        f"It lies in {artifact.folder(models, manifest.name, manifest.version)}; look at report/card.md.",
-        highlight=False,
-        soft_wrap=True,
+        f"It lies in {artifact.folder(models, manifest.name, manifest.version)}; look at report/card.md."
     )
 
 
 def _file_name(part: str) -> str:
     """A card says which archive, not where it lay on the machine that made the model."""
-    return Path(part).name if "/" in part else part
+    path = _PATH.fullmatch(part)
+    return f"{path[1]}{Path(path[2]).name}" if path else part
+
+
+def _print(what: str | Table) -> None:
+    """Print text as it is: Rich would take the `[left]` and the `:car:` of a name for markup."""
+    Console(markup=False, emoji=False).print(what, highlight=False, soft_wrap=isinstance(what, str))

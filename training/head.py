@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from training import evaluate
 from training.balance import picture_weights
 from training.device import one_thread
+from training.errors import InputError
 from training.evaluate import Scores
 from training.layers import without_head
 from training.normalisation import Normalisation
@@ -166,12 +167,20 @@ def cross_validate(examples: Examples, start: Tensor, fixed: int, seed: int) -> 
     """Choose what to fit a head with by the loss on pictures that it was not fitted on.
 
     Mirrored pictures are left out only if that is better in every fold.
+
+    Raises:
+        InputError: the pictures all repeat one another, so that none can be held out.
     """
     if len(examples) > _CROSS_VALIDATED:
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
         examples = examples.subset(order[:_CROSS_VALIDATED])
     fold = folds(examples.labels, examples.clusters, FOLDS, seed)
     used = [index for index in range(FOLDS) if (fold == index).any() and (fold != index).any()]
+    if not used:
+        raise InputError(
+            f"All {len(examples)} training pictures nearly repeat one another, so a head that is fitted to some cannot "
+            "be judged on others. Add different pictures, and put each into the folder of one class only."
+        )
 
     def best(shown: Examples) -> Choice:
         tried = [

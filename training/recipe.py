@@ -248,13 +248,19 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"The recipe {name} is not valid TOML: {error}") from error
+    problems: list[str] = []
     for override in overrides:
-        _override(values, override)
+        try:
+            _override(values, override)
+        except InputError as error:
+            problems += error.problems
     try:
-        return Recipe.model_validate(values)
+        found = Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors()]
-        raise InputError(*(f"Recipe {name}: {problem}" for problem in problems)) from error
+        problems += (f"Recipe {name}: {'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+    if problems:
+        raise InputError(*problems)
+    return found
 
 
 def _text(name: str) -> str:

@@ -37,8 +37,9 @@ def write_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], pat
     shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="answer", ylabel="truth")
-    axes.set_xticks(range(len(classes)), classes, rotation=90)
-    axes.set_yticks(range(len(classes)), classes)
+    # Two dollar signs in the name of a class would make a formula of what is between them.
+    axes.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(classes)), classes, parse_math=False)
     if len(classes) <= 20:
         for row, counts in enumerate(matrix):
             for column, count in enumerate(counts):

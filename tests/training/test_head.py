@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from training.balance import picture_weights
+from training.errors import InputError
 from training.head import FOLDS, Examples, Scale, cross_validate, features, fit
 from training.layers import head_of
 from training.normalisation import Normalisation
@@ -64,6 +65,12 @@ def test_cross_validation_scores_pictures_that_were_not_fitted_on() -> None:
     assert choice.figures()["accuracy"] == pytest.approx(0.5, abs=0.15)
     fitted = given.plain @ fit(given, torch.zeros(2, 60).double(), 1e-4).T
     assert float((fitted.argmax(1) == given.labels).double().mean()) > 0.9
+
+
+def test_pictures_that_are_all_alike_cannot_be_judged_by_one_another() -> None:
+    given = dataclasses.replace(examples(), clusters=torch.zeros(120, dtype=torch.long))
+    with pytest.raises(InputError, match=r"120 training pictures nearly repeat one another.*Add different pictures"):
+        cross_validate(given, torch.zeros(3, 8).double(), 0, seed=0)
 
 
 def test_mirrored_pictures_are_left_out_where_they_contradict_the_labels() -> None:

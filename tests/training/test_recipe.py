@@ -135,6 +135,15 @@ def test_every_problem_is_listed_at_once(minimal: str) -> None:
     assert [problem.split(": ")[1] for problem in caught.value.problems] == ["epochs", "optimizer.name", "speed"]
 
 
+def test_overrides_that_cannot_be_read_are_listed_beside_values_that_do_not_fit(minimal: str) -> None:
+    with pytest.raises(InputError) as caught:
+        recipe.load(minimal, ["batch_size", "description.more=3", "epochs=0"])
+    no_value, no_section, too_few = caught.value.problems
+    assert "--set 'batch_size'" in no_value
+    assert "--set 'description.more=3'" in no_section
+    assert "epochs: " in too_few
+
+
 def test_recipe_that_lacks_something(tmp_path: Path) -> None:
     path = tmp_path / "empty.toml"
     path.write_text("")
