@@ -17,7 +17,7 @@ from uvicorn.protocols.utils import get_client_addr
 
 from app.access_log import ACCESS
 from app.api.disconnect import Client
-from app.errors import HeadTooLargeError, ServiceError, TooSlowError, respond
+from app.errors import HeadTooLargeError, MalformedRequestError, ServiceError, TooSlowError, respond
 from app.refusal import Refusals
 from app.transport import GatheringTransport
 
@@ -111,6 +111,10 @@ class Connection(HttpToolsProtocol):
         self.app_state["stopping"].set()
         super().shutdown()
 
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn's own, in plain text)
+        detail = "This is not HTTP/1.1. Check the request's first line, its headers, and the lengths that it announces."
+        self._end(MalformedRequestError(detail))
+
     @property
     def _between(self) -> bool:
         """Whether all requests that have begun to arrive are answered, and the client reads the answers."""
@@ -179,7 +183,8 @@ class Connection(HttpToolsProtocol):
         """Answer the request that has begun to arrive, if one has, and close the connection."""
         if self.scope is not None and (self.cycle is None or not self._answered()):
             answer = respond(error)
-            self.transport.write(_encoded(answer, (*answer.raw_headers, (b"connection", b"close"))))
+            headers = (*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close"))
+            self.transport.write(_encoded(answer, headers))
         self.transport.close()
 
 

@@ -10,9 +10,11 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.requests import Request
 from fastapi.responses import Response
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from training.errors import CorruptImageError, ImageError, ImageTooLargeError, UnsupportedImageError
 
@@ -46,6 +48,14 @@ class ServiceError(Exception):
     def members(self) -> Mapping[str, Any]:
         """Members of the problem document beside the standard ones (RFC 9457, section 3.2)."""
         return {}
+
+
+class MalformedRequestError(ServiceError):
+    """What was sent is not HTTP; its connection is closed."""
+
+    status = 400
+    kind = "malformed-request"
+    title = "Malformed request"
 
 
 class InvalidRequestError(ServiceError):
@@ -395,7 +405,24 @@ async def _http(request: Request, error: Exception) -> Response:
     }
     detail = error.detail if error.detail != phrase else details.get(error.status_code, phrase)
     document = Problem(type="about:blank", title=phrase, status=error.status_code, detail=detail)
-    return _response(document, error.headers)
+    allowed = _allowed(request) if error.status_code == 405 else ""
+    return _response(document, {"Allow": allowed} if allowed else error.headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods that routes take at a request's path, as the header `Allow` lists them; none for a mounted file.
+
+    The framework's own error names those of one route only, and a path may have several.
+    """
+    methods = {
+        method
+        for route in iter_route_contexts(request.app.routes)
+        if route.methods and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods
+    }
+    if "GET" in methods:
+        methods.add("HEAD")
+    return ", ".join(sorted(methods))
 
 
 def _explain(entry: Mapping[str, Any]) -> str:

@@ -90,7 +90,9 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
-                receive = self.exceptions.get(scope["path"], self.limit).counted(scope, receive)
+                # With a slash at its end, the address leads on to the one without: the limit is that one's.
+                limit = self.exceptions.get(scope["path"].rstrip("/"), self.limit)
+                receive = limit.counted(scope, receive)
             except BodyTooLargeError as error:
                 await respond(error)(scope, receive, send)
                 return
@@ -115,7 +117,9 @@ class Keys:
         Raises:
             UnauthorizedError: it carries none of them, and needs one.
         """
-        if scope["path"] in _OPEN_PATHS or scope["path"].startswith(_OPEN_FOLDER):
+        path = scope["path"]
+        # With a slash at its end, an open address leads on to the one without, and tells no more than that.
+        if (path.rstrip("/") or "/") in _OPEN_PATHS or path.startswith(_OPEN_FOLDER):
             return
         headers = Headers(scope=scope)
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -188,6 +192,29 @@ class Guard:
                 await respond(error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+class HeadAsGet:
+    """Answers HEAD as GET, without the body: FastAPI's routes do not know it (RFC 9110, section 9.1)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
+        await self.app(scope, receive, send)
+
+
+def _without_body(send: Send) -> Send:
+    """What sends an answer up to its body, which may be a stream that would not end."""
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body"})
+
+    return send_head
 
 
 def _hostname(host: str) -> str:

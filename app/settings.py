@@ -1,5 +1,7 @@
 """The service's settings: environment variables with the prefix `APP_`, and the file `.env`."""
 
+import re
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +14,7 @@ from training import machine
 # Infinity, and numbers that are infinite as bytes or seconds, cannot be counted with.
 _MOST = 1e12
 _Amount = Annotated[float, Field(gt=0, le=_MOST)]
+_KEY = re.compile(r"[!-~]+")  # visible ASCII
 
 
 class Settings(BaseSettings):
@@ -95,7 +98,8 @@ class Settings(BaseSettings):
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
-        description="Comma-separated keys, one of which every request then has to carry; unset: open to everybody.",
+        description="Comma-separated keys of visible ASCII characters, one of which every request then has to carry; "
+        "unset: open to everybody.",
     )
 
     hosts: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -114,6 +118,27 @@ class Settings(BaseSettings):
             # An empty key would let everybody in who sends an empty header.
             raise ValueError("holds an empty entry; write one comma between two")
         return entries
+
+    @field_validator("api_keys")
+    @classmethod
+    def _sendable(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(_KEY.fullmatch(key.get_secret_value()) for key in value):
+            # Programs send other characters as UTF-8, browsers as Latin-1: not all would come in.
+            raise ValueError("holds a key with a space or a character beyond ASCII; make it of ASCII's visible ones")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _known_proxies(cls, value: str) -> str:
+        # uvicorn takes what it cannot read for a name, which no client has: nobody would be believed.
+        for entry in () if value == "*" else map(str.strip, value.split(",")):
+            try:
+                (ip_network if "/" in entry else ip_address)(entry)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}; write addresses and networks such as 192.0.2.7 and 10.0.0.0/8, comma-separated, or *"
+                ) from error
+        return value
 
     @field_validator("database_url")
     @classmethod

@@ -1,6 +1,7 @@
 """Connections whose requests come slowly or strangely, on a real server with an application that counts bytes."""
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -166,3 +167,36 @@ def test_wish_for_another_protocol_is_ignored(connection: socket.socket, protoco
         answer = connection.recv(4096)
         assert answer.startswith(b"HTTP/1.1 200 OK")
         assert answer.endswith(b"\r\n\r\n3")
+
+
+MALFORMED = [
+    b"POST /now HTTP/1.1\r\nHost: refit\r\nContent-Length: -1\r\n\r\n",
+    b"POST /now HTTP/1.1\r\nHost: refit\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /now HTTP/1.1\r\nHost: refit\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"BREW /now HTTP/1.1\r\nHost: refit\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01",
+]
+
+
+@pytest.mark.parametrize("earlier", [b"", headers("/now", 3) + b"abc"])
+@pytest.mark.parametrize("malformed", MALFORMED)
+def test_what_is_no_request_is_answered_with_a_problem(
+    connection: socket.socket, malformed: bytes, earlier: bytes
+) -> None:
+    if earlier:
+        connection.sendall(earlier)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 OK")
+    connection.sendall(malformed)
+    head, _, body = rest(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert {b"content-type: application/problem+json", b"connection: close"} <= set(head.split(b"\r\n"))
+    document = json.loads(body)
+    assert document.pop("detail")
+    assert document == {"type": "urn:refit:problem:malformed-request", "title": "Malformed request", "status": 400}
+
+
+def test_malformed_rest_of_a_request_is_not_answered_again(connection: socket.socket) -> None:
+    connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: refit\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert connection.recv(4096).startswith(b"HTTP/1.1 404 ")
+    connection.sendall(b"zz\r\n")
+    assert rest(connection) == b""

@@ -1,6 +1,7 @@
 """Every error is a problem document, and none shows the inside."""
 
 import asyncio
+import re
 
 import httpx
 import pytest
@@ -49,3 +50,22 @@ def test_unknown_address_or_method(client: httpx.Client, method: str, path: str,
     assert answer.headers["content-type"] == "application/problem+json"
     assert said in answer.json()["detail"]
     assert ("allow" in answer.headers) == (status == 405)
+
+
+def test_answer_to_an_unknown_method_names_all_that_are_possible(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for template in paths:
+        path = re.sub(r"{\w+}", "1", template)
+        # /feedback/queue is a prediction's address, too.
+        matching = (there for other, there in paths.items() if re.fullmatch(re.sub(r"{\w+}", "[^/]+", other), path))
+        possible = {method.upper() for there in matching for method in there}
+        possible |= {"HEAD"} if "GET" in possible else set()
+        for method in ("PATCH", "OPTIONS"):
+            answer = client.request(method, path)
+            assert answer.status_code == 405, path
+            assert set(answer.headers["allow"].split(", ")) == possible, path
+
+
+def test_answer_to_an_unknown_method_at_a_file_names_those_that_are_possible(client: httpx.Client) -> None:
+    answer = client.post("/web/page.js")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")

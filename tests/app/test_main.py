@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openapi_spec_validator import validate
 from pydantic import SecretStr
 
 from app.main import create_app
@@ -51,6 +52,18 @@ def test_every_error_is_a_problem(request: pytest.FixtureRequest, which: str) ->
         for status, answer in operation["responses"].items():
             assert status.startswith("2") or answer["content"] == problem, (name, status)
     assert "ValidationError" not in json.dumps(document)
+
+
+@pytest.mark.parametrize("which", ["document", "guarded_document"])
+def test_document_is_valid(request: pytest.FixtureRequest, which: str) -> None:
+    validate(request.getfixturevalue(which))
+
+
+def test_stream_is_documented(document: dict[str, Any]) -> None:
+    content = document["paths"]["/finetune/{job}/events"]["get"]["responses"]["200"]["content"]
+    assert content["text/event-stream"]["schema"]["type"] == "string"
+    assert "is a Job" in content["text/event-stream"]["schema"]["description"]
+    assert "Job" in document["components"]["schemas"]
 
 
 @pytest.mark.parametrize("which", ["document", "guarded_document"])

@@ -1,11 +1,16 @@
-"""What passes: requests with a key where keys are asked for, and those that no other page has a browser send."""
+"""What passes: requests with a key where keys are asked for, and those that no other page has a browser send.
 
+And what is the same for all addresses: HEAD, and a slash at the end.
+"""
+
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.app.jobs import TINY, accepted, shapes, submit
 from tests.app.pictures import png
 from tests.app.process import serve
 
@@ -53,9 +58,9 @@ def test_key_lets_in(guarded: httpx.Client, headers: dict[str, str]) -> None:
         ("GET", "/models"),
         ("GET", "/metrics"),
         ("GET", "/finetune"),
-        ("GET", "/docs/"),
+        ("GET", "/models/"),
         ("GET", "/x"),
-        ("GET", "/healthz/"),
+        ("GET", "/docs/x"),
     ],
 )
 def test_nobody_else_comes_in(guarded: httpx.Client, method: str, path: str, headers: dict[str, str]) -> None:
@@ -153,3 +158,50 @@ def test_names_that_strangers_can_have_are_set_where_there_is_no_key(
     answer = keyless.post("/predict", files={"file": png(1)}, headers={"Host": host})
     assert answer.status_code == (200 if known else 421)
     assert guarded.get("/models", headers={"Host": host, "X-API-Key": "first-key"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/docs", "/openapi.json"])
+def test_open_address_with_a_slash_leads_on_with_keys_and_without(
+    keyless: httpx.Client, guarded: httpx.Client, path: str
+) -> None:
+    for client in (keyless, guarded):
+        answer = client.get(f"{path}/")
+        assert (answer.status_code, httpx.URL(answer.headers["location"]).path) == (307, path)
+
+
+def test_limit_of_an_address_holds_with_a_slash_too(client: httpx.Client) -> None:
+    answer = client.post("/finetune/", content=bytes(5_000_000))  # more than other addresses take here
+    assert (answer.status_code, httpx.URL(answer.headers["location"]).path) == (307, "/finetune")
+
+
+def _head(url: httpx.URL, path: str) -> bytes:
+    """All that the server sends in answer to HEAD."""
+    with socket.create_connection((url.host, url.port or 0), timeout=60) as connection:
+        connection.sendall(f"HEAD {path} HTTP/1.1\r\nHost: refit\r\nConnection: close\r\n\r\n".encode())
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+def test_head_is_answered_as_get_is_without_a_body(models: Path, tmp_path: Path) -> None:
+    with (
+        serve(models, keep_feedback=True, data_dir=tmp_path) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        (prediction,) = client.post("/predict", files={"file": png(1)}).json()["predictions"]
+        assert client.get(f"/feedback/{prediction['id']}/picture").status_code == 200  # it is kept
+        job = accepted(submit(client, shapes(), name="queued", **TINY))
+        names = {"name": "cifar10", "version": 1, "id": prediction["id"], "job": job}
+        documented = client.get("/openapi.json").json()["paths"]
+        paths = [path.format_map(names) for path, methods in documented.items() if "get" in methods]
+        for path in ("/", "/docs", "/openapi.json", "/web/page.js", *paths):
+            head, blank, body = _head(client.base_url, path).partition(b"\r\n\r\n")
+            assert (blank, body) == (b"\r\n\r\n", b""), path
+            first, *lines = head.decode().split("\r\n")
+            headers = httpx.Headers([(name, value) for name, _, value in (line.partition(": ") for line in lines)])
+            with client.stream("GET", path) as answer:  # one of them does not end
+                assert int(first.split()[1]) == answer.status_code, path
+                differing = {"date", "connection", "transfer-encoding", *(["content-length"] * (path == "/metrics"))}
+                for sent in (headers, answer.headers):
+                    for name in differing & set(sent):
+                        del sent[name]
+                assert headers == answer.headers, path
+        server.wait_logged(f'"HEAD /finetune/{job}/events HTTP/1.1" 200')

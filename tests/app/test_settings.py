@@ -62,6 +62,9 @@ def test_keys_are_split_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("APP_MAX_MEMORY_MB", "0"),
         ("APP_API_KEYS", "alpha,,beta"),
         ("APP_API_KEYS", " "),
+        ("APP_API_KEYS", "alpha,cl\u00e9"),
+        ("APP_API_KEYS", "al pha"),
+        ("APP_API_KEYS", "al\tpha"),
         ("APP_MAX_INFLIGHT", "0"),
         ("APP_MAX_INFLIGHT_MB", "0"),
         ("APP_MAX_WAIT_SECONDS", "0"),
@@ -77,6 +80,35 @@ def test_wrong_value(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> 
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         Settings()
+
+
+@pytest.mark.parametrize(
+    "value", ["127.0.0.1/8", "10.0.0.0/33", "proxy.example.org", "::1,", "*,::1", "10.0.0.0/8;::1"]
+)
+def test_proxy_that_nobody_could_be_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("APP_TRUSTED_PROXIES", value)
+    with pytest.raises(ValidationError, match="write addresses and networks such as") as refused:
+        Settings()
+    assert [error["loc"] for error in refused.value.errors()] == [("trusted_proxies",)]
+
+
+@pytest.mark.parametrize("value", ["*", "10.0.0.0/8,::1", "192.0.2.7, fe80::1%eth0 ,2001:db8::/32"])
+def test_proxies_are_addresses_and_networks(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("APP_TRUSTED_PROXIES", value)
+    assert Settings().trusted_proxies == value
+
+
+def test_key_that_clients_send_differently_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APP_API_KEYS", "alpha,cl\u00e9")
+    with pytest.raises(ValidationError, match="beyond ASCII") as refused:
+        Settings()
+    assert [error["loc"] for error in refused.value.errors()] == [("api_keys",)]
+
+
+def test_key_may_have_every_visible_character_but_the_comma(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "".join(map(chr, range(0x21, 0x7F))).replace(",", "")
+    monkeypatch.setenv("APP_API_KEYS", key)
+    assert [each.get_secret_value() for each in Settings().api_keys] == [key]
 
 
 def _numbers() -> list[str]:
