@@ -1,3 +1,5 @@
+import {storedKey} from "./service.js";
+
 const ui = SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#docs",
@@ -8,7 +10,7 @@ const ui = SwaggerUIBundle({
 
 /** A key that was given to the page in this tab is used here too. */
 function useKey() {
-  const key = sessionStorage.getItem("key");
+  const key = storedKey();
   const schemes = ui.specSelectors.specJson().getIn(["components", "securitySchemes"]);
   if (key && schemes?.has("HTTPBearer")) ui.preauthorizeApiKey("HTTPBearer", key);
 }

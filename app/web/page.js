@@ -1,21 +1,16 @@
-import {fillFeedback, labelForm} from "./feedback.js";
+import {classify, clearAnswers, droppedPictures} from "./classify.js";
+import {fillFeedback} from "./feedback.js";
 import {
-  $, Problem, act, background, call, explain, failure, headers, percent, text, unreachable,
+  $, Problem, act, background, call, explain, failure, headers, percent, persist, storeKey, text, unreachable,
 } from "./service.js";
 import {pack} from "./tar.js";
 
-const MAX_TOP = 3;
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 const HIDDEN_FILE = /(^|\/)(\.|__MACOSX\/|Thumbs\.db$|desktop\.ini$)/i;
 const PICTURE_FILE = /\.(jpe?g|jpe|jfif|png|webp|gif|bmp)$/i;
 const CIFAR_FILE = /(^|\/)(data_batch_[1-5]|test_batch)(\.bin)?$/;
-const PORTION_FILES = 16;
-const PORTION_BYTES = 15e6;
-const PICTURE_FAULTS = new Set([413, 415, 422]);
-const RETRY_MS = 2000;
 const following = new Set();
 const pending = new Map(); // by what is trained on: what the service has not accepted yet
-let turn = 0; // of what is classified: the answers to an earlier one are not shown any more
 
 async function refresh() {
   const {models} = await (await call("models")).json();
@@ -29,107 +24,6 @@ function fillSelect(select, options, preferred) {
   const before = select.value || preferred;
   select.replaceChildren(...options);
   if (options.some((option) => option.value === before)) select.value = before;
-}
-
-async function classify(files) {
-  const pictures = [...files];
-  if (!pictures.length) return;
-  const own = clearAnswers();
-  try {
-    await classifyAll(pictures, () => own === turn);
-  } catch (error) {
-    if (own === turn) throw error;
-  } finally {
-    if (own === turn) wait("");
-    background(fillFeedback);
-  }
-}
-
-function droppedPictures({items, files}) {
-  if ([...items].some((item) => item.webkitGetAsEntry()?.isDirectory)) {
-    throw new Error("Pictures are dropped here. A folder of pictures to train on goes to 'Train your own'.");
-  }
-  return files;
-}
-
-/** Make room for other answers; gives the turn that they have. */
-function clearAnswers() {
-  $("answers").replaceChildren();
-  wait("");
-  return ++turn;
-}
-
-function wait(hint) {
-  $("classify").ariaBusy = String(hint !== "");
-  $("waiting").textContent = hint;
-  $("waiting").hidden = !hint;
-}
-
-async function classifyAll(pictures, wanted) {
-  const model = $("model").value;
-  let done = 0;
-  for (const portion of portions(pictures)) {
-    wait(`Classifying: ${done} of ${pictures.length} done`);
-    const predictions = await predict(portion, model);
-    if (!wanted()) return;
-    $("answers").append(...predictions.map((prediction, index) => answerItem(prediction, portion[index])));
-    done += portion.length;
-    // Pictures are stored a moment after their answer; whoever asks for one waits for that.
-    const last = predictions.findLast(({id}) => id);
-    if (last) await call(`feedback/${last.id}/picture`);
-    if (!wanted()) return;
-  }
-}
-
-/** Pictures in requests that a service takes. */
-function* portions(pictures) {
-  let portion = [];
-  let bytes = 0;
-  for (const picture of pictures) {
-    if (portion.length === PORTION_FILES || (portion.length && bytes + picture.size > PORTION_BYTES)) {
-      yield portion;
-      portion = [];
-      bytes = 0;
-    }
-    portion.push(picture);
-    bytes += picture.size;
-  }
-  yield portion;
-}
-
-async function predict(pictures, model) {
-  const body = new FormData();
-  for (const picture of pictures) body.append("file", picture, picture.name);
-  const query = new URLSearchParams({top_k: MAX_TOP, ...(model && {model})});
-  try {
-    return (await (await call(`predict?${query}`, {method: "POST", body})).json()).predictions;
-  } catch (error) {
-    if (!PICTURE_FAULTS.has(error.status)) throw error;
-    if (pictures.length === 1) return [{error: {detail: error.message}}];
-    if (error.status !== 413) throw error;
-    // This service takes less at once than others.
-    const half = pictures.length >> 1;
-    return [...await predict(pictures.slice(0, half), model), ...await predict(pictures.slice(half), model)];
-  }
-}
-
-function answerItem({id, label, error, top = []}, picture) {
-  const item = $("answer").content.cloneNode(true);
-  const image = item.querySelector("img");
-  image.src = URL.createObjectURL(picture);
-  image.onload = image.onerror = () => URL.revokeObjectURL(image.src);
-  item.querySelector("strong").textContent = label ?? "";
-  item.querySelector(".file").textContent = picture.name;
-  if (error) item.querySelector(".top").append(text("span", error.detail, "error"));
-  for (const choice of top) {
-    const row = document.createElement("span");
-    const meter = document.createElement("meter");
-    meter.value = choice.probability;
-    row.append(meter, ` ${percent(choice.probability)} ${choice.label}`);
-    item.querySelector(".top").append(row);
-  }
-  if (id) item.querySelector(".top").append(labelForm(id));
-  return item;
 }
 
 /** The files of the chosen folder that are worth sending, with the folder's own name in front. */
@@ -184,6 +78,7 @@ async function learn() {
 
 async function begin(kind, body, content) {
   const key = keyFor(kind, JSON.stringify(content));
+  const focused = document.activeElement;
   allowSending(false);
   try {
     const job = await send("finetune", body, key);
@@ -191,6 +86,8 @@ async function begin(kind, body, content) {
     background(() => follow(job.id, itemOf(job)));
   } finally {
     allowSending(true);
+    // What is disabled loses the focus.
+    if (document.activeElement === document.body) focused.focus({preventScroll: true});
   }
 }
 
@@ -274,27 +171,23 @@ async function follow(id, item) {
   if (following.has(id)) return;
   following.add(id);
   try {
-    await persist(() => showEvents(id, item));
-    await persist(refresh);
+    await outlast(() => showEvents(id, item));
+    await outlast(refresh);
   } finally {
     following.delete(id);
   }
 }
 
-/** Try again until it is done; only what trying again cannot mend is an error. */
-async function persist(action) {
-  for (;;) {
-    try {
-      await action();
-      $("away").hidden = true;
-      return;
-    } catch (error) {
-      const passing = error.status === 0 || error.status === 429 || error.status >= 500;
-      $("away").hidden = !passing;
-      if (!passing) throw error;
-      $("away").textContent = `${error.message} It is tried again every ${RETRY_MS / 1000} seconds.`;
-    }
-    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+/** Persist while the service is away or busy, and say so. */
+async function outlast(action) {
+  const passing = ({status}) => status === 0 || status === 429 || status >= 500;
+  try {
+    await persist(action, passing, ({message, retryMs}) => {
+      $("away").textContent = `${message} It is tried again every ${retryMs / 1000} seconds.`;
+      $("away").hidden = false;
+    });
+  } finally {
+    $("away").hidden = true;
   }
 }
 
@@ -385,9 +278,11 @@ $("train").onsubmit = (event) => {
 };
 $("key").onsubmit = (event) => {
   event.preventDefault();
-  sessionStorage.setItem("key", new FormData(event.target).get("key"));
-  $("key").hidden = true;
-  act(refresh);
+  act(async () => {
+    storeKey(new FormData(event.target).get("key"));
+    $("key").hidden = true;
+    await refresh();
+  });
 };
 for (const kind of ["dragover", "dragleave", "drop"]) {
   $("pictures-drop").addEventListener(kind, (event) => {

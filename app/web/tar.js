@@ -7,7 +7,7 @@ const encoder = new TextEncoder();
 /** @param {{path: string, file: File}[]} entries @returns {Blob} */
 export function pack(entries) {
   const parts = entries.flatMap(({path, file}) => [
-    ...header(path, file.size, Math.floor(file.lastModified / 1000)),
+    ...header(path, file.size, Math.max(0, Math.floor(file.lastModified / 1000))), // ustar has no time before 1970
     file,
     padding(file.size),
   ]);

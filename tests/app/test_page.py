@@ -3,6 +3,7 @@
 import io
 import re
 import signal
+import socket
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from playwright.sync_api import (
     Locator,
     Page,
     Request,
+    Route,
     expect,
     sync_playwright,
 )
@@ -24,7 +26,7 @@ from app.jobs.folder import JobFolder, State
 from app.jobs.job import Progress
 from tests import needs
 from tests.app import artifacts, pictures
-from tests.app.process import Server, serve
+from tests.app.process import Server, serve, upload_begun
 from tests.encoding import encode
 from tests.training.shapes import draw
 
@@ -101,6 +103,9 @@ def test_the_pages_and_their_files_are_served_and_closed_to_foreign_scripts(
     for found in (answer, *(client.get(f"/{file}") for file in own)):
         assert found.status_code == 200
         assert found.headers["x-content-type-options"] == "nosniff"
+        assert found.headers["cache-control"] == "no-cache"
+        known = client.get(found.url, headers={"if-none-match": found.headers["etag"]})
+        assert known.headers["cache-control"] == "no-cache"
 
 
 def test_only_the_pages_files_are_served(client: httpx.Client) -> None:
@@ -142,6 +147,47 @@ def test_many_pictures_go_in_portions_and_their_answers_with_another_model(page:
     expect(page.locator("#problem")).to_be_hidden()
 
 
+def test_a_large_drop_outlasts_a_broken_connection_and_a_busy_service(browser: Browser, models: Path) -> None:
+    sent: list[Route] = []
+    uploads: list[socket.socket] = []
+
+    def disturb(route: Route) -> None:
+        sent.append(route)
+        if len(sent) == 2:
+            route.abort()
+            return
+        if len(sent) == 3:
+            uploads.append(upload_begun(running.url))
+        route.continue_()
+
+    with serve(models, max_inflight=1) as running:
+        for page in opened(browser, running):
+            page.route("**/predict?*", disturb)
+            choose(page, *[pictures.png(seed % 5) for seed in range(48)])
+            expect(page.locator("#waiting")).to_contain_text("16 of 48 done. The service is busy.")
+            uploads.pop().close()
+            names = page.locator("#answers strong")
+            expect(names).to_have_count(48)
+            assert names.all_inner_texts()[:45] == names.all_inner_texts()[:5] * 9
+            expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_pictures_that_get_no_answer_are_said(page: Page, tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(20)]
+    for file in files:
+        file.write_bytes(pictures.png(1))
+
+    def lose(route: Route) -> None:
+        files[17].unlink(missing_ok=True)
+        route.continue_()
+
+    page.route("**/predict?*", lose)
+    page.set_input_files("#pictures", files)
+    expect(page.locator("#problem")).to_contain_text("17.png cannot be read any more")
+    expect(page.locator("#problem")).to_contain_text("The last 4 of 20 pictures are not classified.")
+    expect(page.locator("#answers li")).to_have_count(16)
+
+
 def test_a_dropped_folder_is_no_picture(page: Page, tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     box = page.locator("#pictures-drop").bounding_box()
@@ -170,6 +216,21 @@ def test_a_key_is_asked_for_and_used_on_both_pages(browser: Browser, guarded: Se
         expect(page.locator("#key")).to_be_hidden()
         page.get_by_role("link", name="API").click()
         try_listing_models(page)
+
+
+def test_a_key_that_no_request_can_carry_locks_nobody_out(browser: Browser, guarded: Server) -> None:
+    for page in opened(browser, guarded):
+        page.evaluate("sessionStorage.setItem('key', 'right-\\u200bkey')")
+        page.reload()
+        expect(page.locator("#key")).to_be_visible()
+        page.fill("#key input", "right-\u200bkey")
+        page.click("#key button")
+        expect(page.locator("#problem")).to_contain_text("not even invisible ones")
+        expect(page.locator("#key")).to_be_visible()
+        page.fill("#key input", " right-key ")
+        page.click("#key button")
+        expect(page.locator("#model")).to_have_value("cifar10")
+        expect(page.locator("#key")).to_be_hidden()
 
 
 @pytest.mark.parametrize("scheme", ["HTTPBearer", "APIKeyHeader"])
@@ -220,8 +281,10 @@ def test_predictions_are_corrected_and_trained_on(browser: Browser, tmp_path: Pa
             queue = page.locator("#queue li")
             expect(queue).to_have_count(4)
             expect(queue.first.locator("img")).to_have_js_property("naturalWidth", 48)
+            sees_names(queue.first, "1.png, taken for (bird|cat|dog|fish)")
             queue.first.get_by_role("button", name="Forget").click()
             expect(queue).to_have_count(3)
+            expect(queue.first.get_by_role("button", name="Forget")).to_be_focused()
             label(page, queue.first, "newt")
             expect(queue).to_have_count(2)
             expect(queue.first.locator("input")).to_be_focused()
@@ -231,6 +294,9 @@ def test_predictions_are_corrected_and_trained_on(browser: Browser, tmp_path: Pa
             expect(page.locator("#problem")).to_contain_text("differs only in case")
             label(page, queue.first, "newt")
             expect(page.locator("#feedback-count")).to_contain_text("3 labelled, 1 wait")
+            queue.first.get_by_role("button", name="Forget").click()
+            expect(queue).to_have_count(0)
+            expect(page.locator("#feedback-title")).to_be_focused()
             page.locator("#learn").dblclick()
             expect(page.locator("#jobs li")).to_contain_text("queued")
             expect(page.locator("#problem")).to_be_hidden()
@@ -244,6 +310,54 @@ def choose(page: Page, *data: bytes) -> None:
 def label(page: Page, item: Locator, name: str) -> None:
     item.locator("input").fill(name)
     page.keyboard.press("Enter")
+
+
+def sees_names(item: Locator, prediction: str) -> None:
+    """What belongs to a prediction names it to those who only hear the page."""
+    expect(item.locator("input")).to_have_accessible_name(re.compile(f"^right label of {prediction}$"))
+    expect(item.locator("form button")).to_have_accessible_name(re.compile(f"^Save the right label of {prediction}$"))
+    expect(item.locator(".forget")).to_have_accessible_name(re.compile(f"^Forget {prediction}$"))
+
+
+def test_what_waits_for_a_label_is_that_of_the_chosen_model(browser: Browser, tmp_path: Path) -> None:
+    artifacts.write(tmp_path / "models", "birds", seed=1, classes=("crow", "owl"))
+    artifacts.write(tmp_path / "models", "pets", seed=3, classes=("cat", "dog"))
+    late = "**/feedback/queue?model=birds*"
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    with serve(tmp_path / "models", data_dir=tmp_path / "data", keep_feedback=True) as running:
+        for page in opened(browser, running):
+            for model in ("birds", "pets"):
+                page.select_option("#model", model)
+                choose(page, pictures.png(1))
+                expect(page.locator("#queue li")).to_have_count(1)
+            page.route(late, hold)
+            with page.expect_request(late):
+                page.select_option("#model", "birds")
+            with page.expect_response("**/models/pets/versions/1"):
+                page.select_option("#model", "pets")
+            with page.expect_response(late):
+                held.pop().continue_()
+            page.unroute(late)
+            page.evaluate("async () => (await fetch('feedback/queue?model=birds')).json()")
+            expect(page.locator("#queue strong")).to_have_text([re.compile("cat|dog")])
+            expect(page.locator("#classes option")).to_have_text(["cat", "dog"])
+
+
+def test_nothing_is_wider_than_a_phone(browser: Browser, tmp_path: Path) -> None:
+    for promote in (True, False):
+        artifacts.write(tmp_path / "models", "m" * 64, seed=1, classes=("c" * 100, "d" * 100), promote=promote)
+    with serve(tmp_path / "models", data_dir=tmp_path / "data", keep_feedback=True) as running:
+        for page in opened(browser, running):
+            page.set_viewport_size({"width": 360, "height": 740})
+            expect(page.locator("#models tbody tr")).to_have_count(2)
+            choose(page, pictures.png(1))
+            expect(page.locator("#answers li")).to_have_count(1)
+            expect(page.locator("#queue li")).to_have_count(1)
+            assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
 def test_where_pictures_are_not_kept_nothing_can_be_corrected(page: Page) -> None:
@@ -274,6 +388,17 @@ def test_what_is_wrong_with_a_folder_is_said(browser: Browser, tmp_path: Path) -
             page.click("#train button")
             expect(page.locator("#problem")).to_contain_text("cat/1.png")
             expect(page.locator("#jobs li")).to_have_count(0)
+
+
+def test_what_goes_wrong_is_seen_wherever_the_page_is_scrolled_to(page: Page, tmp_path: Path) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    expect(page.locator("#models article")).not_to_have_count(0)
+    fill(page, "pets", folder_of(tmp_path / "pets", cat=b"no picture", dog=pictures.png(1)))
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.click("#train button")
+    expect(page.locator("#problem")).to_contain_text("cat/0.png")
+    expect(page.locator("#problem")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#train button")).to_be_focused()
 
 
 def folder_of(folder: Path, **classes: bytes) -> Path:
@@ -375,11 +500,15 @@ def test_a_folder_is_packed_into_an_archive_that_holds_the_same_files(page: Page
     packed = page.evaluate(
         """async (entries) => {
              const {pack} = await import("/web/tar.js");
-             const files = entries.map(([path, bytes]) => ({path, file: new File([new Uint8Array(bytes)], path)}));
+             const files = entries.map(([path, bytes], place) => {
+               const lastModified = (place - 1) * 1000; // the first one is from before 1970
+               return {path, file: new File([new Uint8Array(bytes)], path, {lastModified})};
+             });
              return [...new Uint8Array(await pack(files).arrayBuffer())];
            }""",
         [[path, list(data)] for path, data in contents.items()],
     )
     with tarfile.open(fileobj=io.BytesIO(bytes(packed))) as archive:
+        assert [member.mtime for member in archive] == [0, 0, 1]
         unpacked = {member.name: archive.extractfile(member) for member in archive}
         assert {name: file.read() for name, file in unpacked.items() if file} == contents
