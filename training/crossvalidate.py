@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """The last epoch of each fold's run, and what the folds were cut from."""
+    """The epoch of each fold's run whose weights were kept, and what the folds were cut from."""
 
     epochs: tuple[Epoch, ...]
     pictures: int
@@ -80,12 +80,12 @@ def crossvalidate(
             f"{count} folds cannot be cut: only {len(pool.clusters.unique())} of the {len(pool)} pictures are "
             "different, the others nearly repeat them. Give fewer folds or more pictures."
         )
-    last = []
+    kept = []
     for number in range(count):
         log.info("fold %d of %d", number + 1, count)
         cut = Partition(pool.subset(fold != number), pool.subset(fold == number), parts.test, parts.made)
-        last.append(run.fit(recipe, cut, dataset.classes, models, seed=seed, device=place, sinks=sinks)[-1])
-    return Result(tuple(last), len(pool), dataset.sha256)
+        kept.append(run.fit(recipe, cut, dataset.classes, models, seed=seed, device=place, sinks=sinks))
+    return Result(tuple(kept), len(pool), dataset.sha256)
 
 
 def _together(parts: Partition) -> Split:

@@ -194,12 +194,13 @@ def _cache_path(sha256: str, size: int) -> Path:
     return cache_folder() / "datasets" / f"{sha256[:32]}-{size}-v{_CACHE_VERSION}.safetensors"
 
 
-def partition(dataset: Dataset, validation: int, seed: int) -> Partition:
+def partition(dataset: Dataset, validation: int, seed: int, warn: bool = True) -> Partition:
     """Complete a data set's splits: a test, then a validation split are cut from `train` where missing.
 
     Args:
         validation: pictures to hold out of the training split, at most a fifth of it.
         seed: the same seed gives the same splits.
+        warn: whether to log which classes a split that is cut has no pictures of.
 
     Raises:
         InputError: there are too few different pictures to hold any out.
@@ -218,6 +219,15 @@ def partition(dataset: Dataset, validation: int, seed: int) -> Partition:
                 )
             splits[name], splits["train"] = train.subset(mask), train.subset(~mask)
             made.append(name)
+            missing = sorted(set(train.labels.tolist()) - set(splits[name].labels.tolist()))
+            if missing and warn:
+                log.warning(
+                    "The %s split has no pictures of %s, so its figures tell nothing of them: all that there are "
+                    "nearly repeat one another and stay in training. Add different ones, or a %s/ folder.",
+                    name,
+                    [dataset.classes[label] for label in missing],
+                    _FOLDERS[name],
+                )
     return Partition(splits["train"], splits["validation"], splits["test"], tuple(made))
 
 

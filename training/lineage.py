@@ -22,7 +22,7 @@ def partition(manifest: Manifest, dataset: Dataset) -> Partition:
         manifest: of the version.
         dataset: what `manifest.data` names.
     """
-    parts = data.partition(dataset, manifest.recipe["validation"], manifest.data.seed)
+    parts = data.partition(dataset, manifest.recipe["validation"], manifest.data.seed, warn=False)
     where = manifest.data.places
     return parts if where is None else placed(dataset, parts, torch.tensor(list(map(int, where))))
 

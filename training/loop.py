@@ -55,6 +55,7 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
     earlier: Sequence[Epoch] = (),
     penalty: Penalty | None = None,
     group: Group = ALONE,
+    best: BestEpoch | None = None,
 ) -> list[Epoch]:
     """Train `network` in place and return what each epoch gave; with early stopping it keeps the best epoch's weights.
 
@@ -68,6 +69,7 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
             pictures then stays as it is.
         penalty: maps a batch's input and logits to a number that is added to its loss.
         group: the processes that train it together; each is given the same arguments.
+        best: remembers the epoch that is kept; None for one of the run's own.
 
     Raises:
         InputError: the batch cannot be divided among the processes, or there are fewer pictures.
@@ -96,7 +98,7 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
         seed=seed,
         penalty=penalty,
     )
-    best = BestEpoch(recipe.early_stopping)
+    best = best or BestEpoch(recipe.early_stopping)
     history = _begin(parts, best, checkpoint, earlier)
     for sink in sinks:
         for finished in history:

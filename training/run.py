@@ -24,6 +24,7 @@ from training.checkpoint import Checkpoint
 from training.device import CPU, choose_device, describe, exact, memory_errors, tune_for_training
 from training.distillation import Teacher
 from training.distributed import ALONE, Group, group_of
+from training.early_stopping import BestEpoch
 from training.errors import ArtifactError, InputError, TrainingError
 from training.estimate import run_seconds
 from training.normalisation import Normalisation
@@ -142,11 +143,14 @@ def fit(
     seed: int,
     device: torch.device,
     sinks: Sequence[Sink] = (),
-) -> list[Epoch]:
+) -> Epoch:
     """Train a network for its figures alone: no checkpoint, no artifact.
 
     Args:
         models: where a teacher is looked for, if the recipe names one.
+
+    Returns:
+        The epoch whose weights the network ends with: the best one with early stopping, else the last.
 
     Raises:
         InputError: the recipe does not fit the data.
@@ -155,10 +159,19 @@ def fit(
     recipe = _fitted(recipe, len(parts.train), ALONE)
     with _memory_errors(recipe):
         network, normalise = _start(recipe, parts, classes, seed)
-        teacher = _teacher(models, recipe, classes, device, normalise)
-        return loop.train(
-            network, parts, recipe, seed=seed, device=device, normalise=normalise, sinks=sinks, penalty=teacher
+        best = BestEpoch(recipe.early_stopping)
+        history = loop.train(
+            network,
+            parts,
+            recipe,
+            seed=seed,
+            device=device,
+            normalise=normalise,
+            sinks=sinks,
+            penalty=_teacher(models, recipe, classes, device, normalise),
+            best=best,
         )
+    return history[best.epoch - 1] if best.epoch else history[-1]
 
 
 def _memory_errors(recipe: Recipe) -> AbstractContextManager[None]:

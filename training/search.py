@@ -145,11 +145,12 @@ def search(asked: Search, trials: int) -> Found:
     """Run so many trials: a tree-structured Parzen estimator proposes them, Hyperband ends the hopeless ones early.
 
     Sources: Bergstra et al. 2011 (TPE), Li et al. 2016, arXiv:1603.06560 (Hyperband). Trials are judged by the accuracy
-    on the validation split; the test split is never touched. Each has the same seed and sees the same pictures.
+    on the validation split of the network that they end with; the test split is never touched. Each has the same seed
+    and sees the same pictures. One whose values the recipe refuses counts as ended early, like one that diverges.
 
     Raises:
-        InputError: the arguments or the data are wrong, the study is about another search, or the storage cannot be
-            opened.
+        InputError: the arguments or the data are wrong, the study is about another search, the storage cannot be
+            opened, or no trial came to an end and the recipe refused the values of one.
         TrainingError: no trial came to an end.
     """
     fixed = sorted(_FIXED & asked.space.keys())
@@ -161,24 +162,25 @@ def search(asked: Search, trials: int) -> Found:
     dataset = data.load(asked.source, base.network.input_size)
     parts = data.partition(dataset, base.validation, asked.seed)
     study = _study(asked, base.epochs, _about(asked, base, dataset.sha256))
+    refused: list[InputError] = []
 
     def objective(trial: optuna.Trial) -> float:
         values = {key: choices.suggest(trial, key) for key, choices in asked.space.items()}
-        chosen = recipe.load(asked.recipe, [*asked.overrides, *(f"{key}={value}" for key, value in values.items())])
         log.info("trial %d: %s", trial.number, json.dumps(values))
         try:
-            history = run.fit(
+            chosen = recipe.load(asked.recipe, [*asked.overrides, *(f"{key}={value}" for key, value in values.items())])
+            kept = run.fit(
                 chosen, parts, dataset.classes, asked.models, seed=asked.seed, device=place, sinks=[_Reporter(trial)]
             )
-        except InputError:
-            raise
         except TrainingError as error:  # a rate too high or a batch too large says nothing against the other trials
             log.warning("trial %d failed: %s", trial.number, error)
+            if isinstance(error, InputError):
+                refused.append(error.with_traceback(None))  # a traceback keeps the trial's network in memory
             raise optuna.TrialPruned from error
-        return history[-1].val_accuracy
+        return kept.val_accuracy
 
     study.optimize(objective, n_trials=trials)
-    return _found(study)
+    return _found(study, refused)
 
 
 class _Reporter:
@@ -275,9 +277,12 @@ def _shown(value: Any) -> str:
     return "not set" if value is None else str(value)
 
 
-def _found(study: optuna.Study) -> Found:
+def _found(study: optuna.Study, refused: Sequence[InputError]) -> Found:
+    """The best trial; without a finished one, the last of the trials that were refused says why."""
     states = [trial.state for trial in study.trials]
     if optuna.trial.TrialState.COMPLETE not in states:
+        if refused:
+            raise refused[-1]
         raise TrainingError("No trial came to an end. Run more trials, or search in a narrower range.")
     best = study.best_trial
     return Found(best.params, best.values[0], len(states), states.count(optuna.trial.TrialState.PRUNED))

@@ -1,10 +1,14 @@
 """The gate: two versions on the same pictures, which neither was trained on."""
 
+import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from tests.encoding import encode
 from tests.training.shapes import draw
@@ -109,6 +113,55 @@ def test_without_productions_data_its_stored_pictures_are_asked(
     found = gate(trained, sources, candidate=3, production=1, kept=False)
     assert found["pictures"]["candidate"] > 0
     assert found["pictures"].keys() == {"candidate", "production"}
+
+
+def test_a_candidate_that_no_picture_can_judge_does_not_pass(tmp_path: Path) -> None:
+    both = []
+    for name, order in (("one", ("train", "test")), ("other", ("test", "train"))):
+        numbers = dict(zip(order, (range(20), range(20, 30)), strict=True))
+        files = {
+            f"{part}/{kind}/{number}.png": encode(draw(kind, number))
+            for part in order
+            for kind in KINDS
+            for number in numbers[part]
+        }
+        (tmp_path / name).mkdir()
+        both.append(make(tmp_path / name, ".zip", files))
+    manifests = [train(tmp_path / "models", source, 1) for source in both]
+    archives = {manifest.data.sha256: source for manifest, source in zip(manifests, both, strict=True)}
+    for kept in (archives, {**archives, manifests[0].data.sha256: None}):
+        found = compare.compare(tmp_path / "models", "shapes", 2, 1, kept)
+        assert found["pictures"] == {"candidate": 0, "production": 0}
+        assert found["passed"] is False
+        assert found["reasons"] == ["No held-out picture is left that neither version was trained on."]
+        for scores in found["scores"].values():
+            assert scores.keys() == GOOD.keys()
+            assert [name for name, figure in scores.items() if figure is not None] == ["bytes"]
+        assert json.loads(json.dumps(found)) == found
+
+
+class Stalled:
+    """A clock, and a script of 10 ms a run that stalls for a second in each run of a burst."""
+
+    def __init__(self, burst: range) -> None:
+        self._burst, self._runs, self._now = burst, 0, 0.0
+
+    def __call__(self) -> float:
+        return self._now
+
+    def script(self, image: Tensor) -> Tensor:
+        self._now += 1.01 if self._runs in self._burst else 0.01
+        self._runs += 1
+        return image
+
+
+@pytest.mark.parametrize("start", [0, 5, 15, 18])
+def test_a_burst_of_stalled_runs_makes_no_version_slower_than_itself(
+    start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Stalled(range(start, start + 12))
+    monkeypatch.setattr(time, "perf_counter", clock)
+    assert compare._latencies([(clock.script, torch.zeros(1))] * 2) == [10.0, 10.0]
 
 
 GOOD = {

@@ -12,6 +12,7 @@ from tests.training.shapes import write_shapes
 from training.crossvalidate import crossvalidate
 from training.errors import InputError
 from training.recipe import load
+from training.sink import Epoch
 
 TINY = ("network.arguments={width=8}", "batch_size=16", "epochs=1", "precision='float32'")
 
@@ -31,6 +32,26 @@ def test_every_picture_but_the_test_split_is_scored_once(tmp_path: Path) -> None
     assert found.pictures == 32  # a fifth of the forty is the test split
     assert min(found.accuracies) <= found.accuracy <= max(found.accuracies)
     assert not list(tmp_path.glob("*/[0-9]*"))  # no artifact
+
+
+def test_a_fold_is_scored_by_the_network_that_its_run_ends_with(tmp_path: Path) -> None:
+    source = tmp_path / "shapes"
+    for kind in ("one", "other"):  # nothing tells these apart
+        write_shapes(source / kind, count=20, kinds=["disc"], first=20 * (kind == "other"))
+    seen: list[Epoch] = []
+
+    class Epochs:
+        def step(self, step: object) -> None: ...
+
+        def epoch(self, epoch: Epoch) -> None:
+            seen.append(epoch)
+
+    stopping = "early_stopping={metric='loss', patience=9}"
+    settings = (*TINY, "batch_size=8", "epochs=6", "optimizer.learning_rate=0.3", stopping)
+    found = crossvalidate(load("resnet20", settings), str(source), 2, models=tmp_path, device="cpu", sinks=[Epochs()])
+    of_folds = (seen[:6], seen[6:])
+    assert found.epochs == tuple(min(epochs, key=lambda epoch: epoch.val_loss) for epochs in of_folds)
+    assert any(epoch.epoch < 6 for epoch in found.epochs), "the last epoch is the best, or this tests nothing"
 
 
 @pytest.mark.parametrize("count", [0, 1, 30])

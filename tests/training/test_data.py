@@ -1,5 +1,6 @@
 """Sources as tensors: decoded, cached, split."""
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -339,6 +340,24 @@ def test_pictures_that_are_all_the_same_cannot_be_split(tmp_path: Path) -> None:
     dataset = load(str(make(tmp_path, "folder", files)), 16)
     with pytest.raises(InputError, match=r"No test split can be cut from 20 training pictures.*test/ folder"):
         partition(dataset, 4, seed=0)
+
+
+@pytest.mark.parametrize("qualities", [[90, 90, 90], range(30, 90)])
+def test_a_class_that_repeats_itself_and_is_not_held_out_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, qualities: Sequence[int]
+) -> None:
+    files = classes({"cat": 60})
+    for number, quality in enumerate(qualities):
+        files[f"ship/{number}.jpg"] = encode(draw(60), "JPEG", quality=quality)
+    dataset = load(str(make(tmp_path, "folder", files)), 32)
+    assert len(dataset.splits["train"].clusters.unique()) == 61
+    caplog.clear()
+    partition(dataset, 10, seed=0, warn=False)
+    assert caplog.messages == []
+    partition(dataset, 10, seed=0)
+    for said, split, folder in zip(caplog.messages, ("test", "validation"), ("test", "val"), strict=True):
+        assert said.startswith(f"The {split} split has no pictures of ['ship'], so its figures tell nothing of them")
+        assert said.endswith(f"stay in training. Add different ones, or a {folder}/ folder.")
 
 
 def test_seed_decides_the_partition(tmp_path: Path) -> None:

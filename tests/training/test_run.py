@@ -1,5 +1,6 @@
 """Whole runs through the command line: real pictures in, a verified artifact out."""
 
+import dataclasses
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from tests.training.command import FAST, METHODS, command, training
 from tests.training.runs import partition
 from tests.training.shapes import write_shapes
-from training import artifact, data, export, recipe, resnet, run
+from training import artifact, data, evaluate, export, loop, recipe, resnet, run
 from training.calibration import Calibration
 from training.distributed import Group
 from training.errors import ArtifactError, InputError, TrainingError
@@ -202,8 +203,25 @@ def test_more_processes_than_a_step_has_pictures_for_are_refused(shapes: Path, t
 
 def test_a_run_of_fewer_pictures_than_parts_comes_to_its_end(tmp_path: Path) -> None:
     chosen = recipe.load("resnet20", ["network.arguments={width=8}", "epochs=1", "batch_size=64", "accumulate=16"])
-    history = run.fit(chosen, partition(24), ("left", "right"), tmp_path, seed=0, device=torch.device("cpu"))
-    assert len(history) == 1
+    kept = run.fit(chosen, partition(24), ("left", "right"), tmp_path, seed=0, device=torch.device("cpu"))
+    assert kept.epoch == 1
+
+
+@pytest.mark.parametrize("stopping", ["early_stopping={metric='loss', patience=9}", None])
+def test_the_figures_of_a_fit_are_those_of_the_network_that_it_ends_with(tmp_path: Path, stopping: str | None) -> None:
+    cpu, names = torch.device("cpu"), ("left", "right")
+    parts = partition()
+    # What is learnt from the training pictures is wrong for these.
+    parts = dataclasses.replace(parts, validation=parts.validation.relabelled(torch.tensor([1, 0])))
+    settings = ["network.arguments={width=8}", "epochs=6", "batch_size=16", "precision='float32'"]
+    chosen = recipe.load("resnet20", [*settings, *filter(None, [stopping])])
+    kept = run.fit(chosen, parts, names, tmp_path, seed=0, device=cpu)
+    network, normalise = run._start(chosen, parts, names, 0)
+    history = loop.train(network, parts, chosen, seed=0, device=cpu, normalise=normalise)
+    assert (kept.val_accuracy < history[0].val_accuracy) == (stopping is None)
+    assert (kept.val_accuracy > history[-1].val_accuracy) == (stopping is not None)
+    left = evaluate.score(network, normalise, parts.validation, cpu, torch.float32)
+    assert (kept.val_loss, kept.val_accuracy, kept.val_macro_f1) == (left.loss, left.accuracy, left.macro_f1)
 
 
 def test_weights_that_their_format_cannot_hold_are_not_blamed_on_the_exporter(tmp_path: Path) -> None:

@@ -123,6 +123,32 @@ def test_trials_that_diverge_do_not_end_the_search(shapes: Path, tmp_path: Path)
     assert found.pruned > 0
 
 
+def test_trials_that_the_recipe_refuses_do_not_end_the_search(shapes: Path, tmp_path: Path) -> None:
+    odd, even = (f"batch_size={batches}" for batches in ("9,11", "9,8"))
+    wanted = dataclasses.replace(asked(shapes, tmp_path, even), overrides=(*TINY, "accumulate=2"))
+    found = search(wanted, 4)
+    assert found.values == {"batch_size": "8"}
+    assert (found.trials, 0 < found.pruned < 4) == (4, True)
+    with pytest.raises(InputError, match="batch_size has to be a multiple of accumulate"):
+        search(dataclasses.replace(wanted, space=space([odd]), study="odd"), 2)
+    assert len(optuna.load_study(study_name="odd", storage=wanted.storage).trials) == 2
+
+
+def test_a_trial_is_judged_by_the_network_that_it_ends_with(tmp_path: Path) -> None:
+    source = tmp_path / "shapes"
+    for first, part in enumerate(("train", "test", "val")):
+        write_shapes(source / part, count=20, first=20 * first)
+    # What is learnt from the training pictures is wrong for these.
+    for kind, other in (("disc", "other"), ("cross", "disc"), ("other", "cross")):
+        (source / "val" / kind).rename(source / "val" / other)
+    settings = (*TINY, "epochs=6", "optimizer.learning_rate=0.05", "early_stopping={metric='accuracy', patience=9}")
+    wanted = dataclasses.replace(asked(source, tmp_path, CUTOUT), overrides=settings)
+    found = search(wanted, 1)
+    (trial,) = optuna.load_study(study_name="study", storage=wanted.storage).trials
+    told = list(trial.intermediate_values.values())
+    assert found.accuracy == max(told) > told[-1]
+
+
 def test_a_search_without_a_finished_trial_says_so(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="No trial came to an end"):
         search(asked(shapes, tmp_path, "optimizer.learning_rate=1e15,1e16"), 1)
