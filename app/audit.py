@@ -11,6 +11,16 @@ from app.errors import StorageError
 FILE = "audit.jsonl"
 
 
+def holds(data_dir: Path, actor: str, action: str, model: str) -> bool:
+    """Whether a line says that somebody did something to a model."""
+    try:
+        written = (data_dir / FILE).read_bytes()
+    except FileNotFoundError:
+        return False
+    wanted = {"who": actor, "what": action, "model": model}
+    return any(wanted.items() <= line.items() for line in map(_parse, written.splitlines()))
+
+
 def append(
     data_dir: Path, actor: str, action: str, model: str, before: int | None, after: int | None, **more: object
 ) -> None:
@@ -45,3 +55,11 @@ def append(
             f"The audit log {path} cannot be written ({error.strerror}), so nothing was changed. Free some room or "
             "mend the rights of APP_DATA_DIR, then send the request again."
         ) from error
+
+
+def _parse(line: bytes) -> dict[str, object]:
+    try:
+        entry: dict[str, object] = json.loads(line)
+    except ValueError:  # half a line, see `append`
+        return {}
+    return entry

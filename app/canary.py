@@ -16,7 +16,7 @@ from training.errors import ArtifactError
 
 log = logging.getLogger(__name__)
 
-FILE = "canary.json"
+FILE = artifact.CANARY
 
 Percent = Annotated[float, Field(gt=0, lt=100)]
 Slowdown = Annotated[float, Field(gt=1)]

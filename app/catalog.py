@@ -1,7 +1,7 @@
 """The catalogue: the models and versions in a folder of models, and what is said of those that are not there."""
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def check_model(models: Path, name: str) -> None:
     if not there:
         raise UnknownModelError(no_models(models))
     if name not in there:
-        raise UnknownModelError(f"There is no model {name[:_SHOWN]!r}. Models: {', '.join(there)}.")
+        raise UnknownModelError(unknown_model(name, there))
 
 
 def check_version(models: Path, name: str, version: int) -> None:
@@ -101,6 +101,11 @@ def no_models(models: Path) -> str:
         f"There is no model in the folder {models}. Make one with `python -m training train`, or set APP_MODELS_DIR to "
         "a folder that has some, then restart the service."
     )
+
+
+def unknown_model(name: str, there: Sequence[str]) -> str:
+    """What is said of a model that is not among those there are."""
+    return f"There is no model {name[:_SHOWN]!r}. Models: {', '.join(there)}."
 
 
 def _shown(versions: list[int]) -> str:

@@ -102,7 +102,8 @@ class Loader:
 
     def versions(self, name: str) -> tuple[int, ...]:
         """The loaded versions of a model, ascending."""
-        return tuple(sorted(version for model, version in self._served if model == name))
+        # A copy, as the registry asks from another thread too.
+        return tuple(sorted(version for model, version in list(self._served) if model == name))
 
     def busy(self) -> bool:
         """Whether any version computes pictures, or has some that wait."""
@@ -113,7 +114,7 @@ class Loader:
         self._failures.pop((name, version), None)
 
     async def load(self, name: str, version: int) -> Served:
-        """Give a version, verified, loaded and warmed up.
+        """Give a version, verified, loaded and warmed up: the one on disk, if another was loaded under its number.
 
         Raises:
             UnknownModelError: there is no such model or version; the message names those there are.
@@ -125,7 +126,8 @@ class Loader:
             await asyncio.to_thread(catalog.check_version, self._models, name, version)
             async with self._lock:
                 self._refuse_known_failure(name, version)
-                served = self._served.get((name, version)) or await self._load(name, version)
+                current = None if await self.replaced(name, version) else self.find(name, version)
+                served = current or await self._load(name, version)
         except ArtifactError as error:
             self._failures[name, version] = _Failure(str(error), time.monotonic() + self._retry_seconds)
             log.warning("%s version %d cannot be loaded: %s", name, version, error)
@@ -133,11 +135,27 @@ class Loader:
         self._failures.pop((name, version), None)
         return served
 
+    async def replaced(self, name: str, version: int) -> bool:
+        """Whether a version is loaded and its folder holds another one by now, or none that can be read."""
+        served = self.find(name, version)
+        if served is None:
+            return False
+        try:
+            folder = artifact.folder(self._models, name, version)
+            return await asyncio.to_thread(artifact.read_manifest, folder) != served.manifest
+        except ArtifactError:
+            return True  # `load` says why
+
     def unload(self, name: str, keep: frozenset[int]) -> None:
         """Begin to unload all versions of a model but some; each goes when the requests that it has are answered."""
-        for model, version in list(self._served):
-            if model == name and version not in keep:
-                self._begin_unloading((model, version))
+        for version in self.versions(name):
+            if version not in keep:
+                self._begin_unloading(self._served.pop((name, version)))
+
+    async def unload_replaced(self, name: str) -> None:
+        """Begin to unload the versions of a model that were replaced; who asks for one then gets what is on disk."""
+        replaced = [version for version in self.versions(name) if await self.replaced(name, version)]
+        self.unload(name, keep=frozenset(self.versions(name)) - set(replaced))
 
     async def close(self) -> None:
         """Load nothing more, answer what waits, and let go of the engines."""
@@ -158,7 +176,10 @@ class Loader:
         manifest, opened = await asyncio.to_thread(self._read, name, version)
         observe = telemetry.batch_observer(name)
         batcher = Batcher(opened.engine, opened.curve, self.turns, observe, opened.halves, opened.long)
+        before = self._served.get((name, version))
         served = self._served[name, version] = Served(manifest, opened.kind, batcher)
+        if before:  # only now, as it goes on where the one that replaced it cannot be used
+            self._begin_unloading(before)
         telemetry.note_loaded(name, version, opened.kind, loaded=True)
         log.info("Loaded %s version %d on %s", name, version, opened.kind)
         self._make_room()
@@ -178,11 +199,11 @@ class Loader:
         if oldest and not self._closed and machine.resident_bytes() > self._max_memory:
             log.info("This process takes more than %.0f MB", self._max_memory / 1e6)
             # How much that gives back shows only when it is gone.
-            task = self._begin_unloading((oldest.name, oldest.version))
+            task = self._begin_unloading(self._served.pop((oldest.name, oldest.version)))
             task.add_done_callback(lambda _: self._make_room())
 
-    def _begin_unloading(self, key: Key) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._unload(self._served.pop(key)))
+    def _begin_unloading(self, served: Served) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._unload(served))
         self._unloading.add(task)
         task.add_done_callback(self._unloading.discard)
         return task
@@ -192,5 +213,6 @@ class Loader:
         name, version, engine = served.name, served.version, served.engine
         del served  # the last reference to its engine
         await asyncio.to_thread(machine.return_freed_memory)
-        telemetry.note_loaded(name, version, engine, loaded=(name, version) in self._served)
+        now = self.find(name, version)
+        telemetry.note_loaded(name, version, engine, loaded=now is not None and now.engine == engine)
         log.info("Unloaded %s version %d", name, version)

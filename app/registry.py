@@ -42,8 +42,9 @@ class Registry:
     """Knows which version answers, follows what is promoted on disk, and hands out versions. Belongs to one event loop.
 
     `load_all` loads the production version of every model, and `refresh` those that came or changed since; other
-    versions are loaded when they are first asked for. No version ever stands in for another that was asked for: who
-    asks for a broken one gets the reason. A broken one that is promoted does not take over from the one before.
+    versions are loaded when they are first asked for, and let go of when their folders are replaced. No version ever
+    stands in for another that was asked for: who asks for a broken one gets the reason. A broken one that is promoted
+    does not take over from the one before.
 
     Args:
         models: the folder, `<name>/<version>/` below it.
@@ -121,6 +122,7 @@ class Registry:
             before = self._production.get(name)
             try:
                 self._production[name] = version = await self._load_production(name)
+                await self._loader.unload_replaced(name)
             except UnknownModelError:
                 if self._production.pop(name, None):
                     self._loader.unload(name, keep=frozenset())
@@ -158,12 +160,16 @@ class Registry:
         """Return if the service can answer.
 
         Raises:
-            NotReadyError: models are still being loaded, or none could be.
+            NotReadyError: models are still being loaded, none could be, or the default that was set does not answer.
         """
         self._check_started()
+        reason = None
         if not self._production:
-            reasons = " ".join(self._defects.values()) or catalog.no_models(self._models)
-            raise NotReadyError(reasons, math.ceil(self._retry_seconds))
+            reason = " ".join(self._defects.values()) or catalog.no_models(self._models)
+        elif self._default and self._default not in self._production:
+            reason = self._default_defect(self._default)
+        if reason:
+            raise NotReadyError(reason, math.ceil(self._retry_seconds))
 
     async def get(self, name: str | None, version: int | None) -> Served:
         """Give a version, loaded and warmed up; this takes no time if it is loaded already.
@@ -253,6 +259,14 @@ class Registry:
             raise UnknownModelError(catalog.no_models(self._models))
         return PREFERRED if PREFERRED in self._names else self._names[0]
 
+    def _default_defect(self, name: str) -> str:
+        """Why the default model that was set does not answer."""
+        if name not in self._names:
+            return f"{catalog.unknown_model(name, self._names)} Mend APP_DEFAULT_MODEL."
+        return self._defects.get(name) or (
+            f"No version of the default model {name!r} is in production. Promote one, or mend APP_DEFAULT_MODEL."
+        )
+
     def _check_started(self) -> None:
         if not self._started:
             reason = self._defect or "The models are being loaded. Send the request again in a second."
@@ -262,7 +276,7 @@ class Registry:
         """The version in production on disk, loaded if it does not answer already."""
         try:
             version = await asyncio.to_thread(catalog.production, self._models, name)
-            if version != self._production.get(name):
+            if version != self._production.get(name) or await self._loader.replaced(name, version):
                 await self._loader.load(name, version)
         except UnknownModelError:
             self._defects.pop(name, None)
@@ -287,11 +301,16 @@ class Registry:
             return []
         self._names = found
         # Stamped before they are read: what is replaced meanwhile is noticed the next time.
-        files = (artifact.ALIASES, canary.FILE)
-        stamps = {name: tuple(_stamp(self._models / name / file) for file in files) for name in self._names}
+        stamps = {name: tuple(map(_stamp, self._files(name))) for name in self._names}
         known, self._stamps = self._stamps, stamps
         gone = [name for name in known if name not in stamps]
         return gone + [name for name in stamps if name in self._defects or known.get(name) != stamps[name]]
+
+    def _files(self, name: str) -> list[Path]:
+        """The files of a model that say what answers, those of the versions in memory among them."""
+        folder = self._models / name
+        loaded = (artifact.folder(self._models, name, version) for version in self._loader.versions(name))
+        return [folder / artifact.ALIASES, folder / canary.FILE, *(path / artifact.MANIFEST for path in loaded)]
 
 
 def _stamp(path: Path) -> Stamp:

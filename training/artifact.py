@@ -1,6 +1,8 @@
 """Artifacts: `models/<name>/<version>/`, written once, verified by hash before anything in them is used."""
 
 import contextlib
+import fcntl
+import logging
 import os
 import re
 import shutil
@@ -14,13 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from training.digest import file_sha256
 from training.errors import ArtifactError, InputError
 
+log = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 SCRIPT = "model.ts"
 NEIGHBOURS = "neighbours.safetensors"
 ALIASES = "aliases.json"
+CANARY = "canary.json"  # see `app.canary`
 CERTAINTY_POWER = 8  # see `training.calibration`
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
+
+_PARTIAL, _LOCK = ".partial-", ".lock"
 
 Channels = tuple[float, float, float]
 
@@ -95,6 +102,13 @@ class Aliases(_Record):
 
     production: PositiveInt | None = None
     history: tuple[PositiveInt, ...] = ()
+
+
+class _Trial(BaseModel):
+    """The versions that a model's newest trial compares."""
+
+    version: PositiveInt
+    base: PositiveInt
 
 
 def check_name(name: str) -> str:
@@ -172,9 +186,15 @@ def verify(path: Path) -> Manifest:
     """Read a version's manifest and compare the size and hash of every file that it lists.
 
     Raises:
-        ArtifactError: the manifest is unreadable, names a file outside the folder, or a file differs from it.
+        ArtifactError: the manifest is unreadable, is another version's, names a file outside the folder, or a file
+            differs from it.
     """
     manifest = read_manifest(path)
+    if (manifest.name, str(manifest.version)) != (path.parent.name, path.name):
+        raise ArtifactError(
+            f"{path} holds the manifest of {manifest.name} version {manifest.version}; a version answers only under "
+            "the name and number that it was made with. Move the folder back there or remove it."
+        )
     for required in (WEIGHTS, SCRIPT):
         if required not in manifest.files:
             raise ArtifactError(f"{path / MANIFEST} does not list {required}. Restore the version or remove it.")
@@ -202,22 +222,34 @@ def new_version(models: Path, name: str) -> Iterator[Path]:
     """
     try:
         (models / name).mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=models / name, prefix=".partial-"))
+        remove_partial(models, name)
+        with _unfinished(models / name) as partial:
+            yield partial
+            _publish(partial, models, name)
     except OSError as error:
         raise _unwritable(models / name, error) from error
-    try:
-        yield partial
-        partial.chmod(0o755)  # mkdtemp makes folders that only their owner may read
-        _publish(partial, models, name)
-    except OSError as error:
-        raise _unwritable(models / name, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partial(models: Path, name: str) -> None:
+    """Remove what writers of a model's versions left that were killed; who is at work has a lock and is spared."""
+    for partial in (models / name).glob(f"{_PARTIAL}*"):
+        lock = partial.with_name(partial.name + _LOCK)
+        if partial.is_dir() and not _locked(lock):
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def next_version(models: Path, name: str) -> int:
-    """The number that the next version gets."""
-    return max(versions(models, name), default=0) + 1
+    """The number that the next version gets: above those there are, and those that the aliases or a trial name.
+
+    What is deleted may be in production all the same, or what a rollback leads to; another one must not pass for it.
+
+    Raises:
+        ArtifactError: the aliases are unreadable.
+    """
+    aliases = read_aliases(models, name)
+    named = (aliases.production or 0, *aliases.history, *_on_trial(models, name))
+    return max((*versions(models, name), *named)) + 1
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -270,7 +302,7 @@ def replace_file(path: Path, text: str) -> None:
         ArtifactError: the disk is full or cannot be written.
     """
     try:
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=_PARTIAL)
         try:
             with os.fdopen(handle, "w") as file:
                 file.write(text)
@@ -282,6 +314,44 @@ def replace_file(path: Path, text: str) -> None:
             Path(partial).unlink(missing_ok=True)
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def _on_trial(models: Path, name: str) -> tuple[int, ...]:
+    path = models / name / CANARY
+    try:
+        trial = _Trial.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValidationError) as error:
+        log.warning("%s cannot be read, so that a number which it names may be given again: %s", path, error)
+        return ()
+    return trial.version, trial.base
+
+
+@contextlib.contextmanager
+def _unfinished(model: Path) -> Iterator[Path]:
+    """Give an empty temporary folder, and hold a lock on the file beside it as long as it is there."""
+    handle, lock = tempfile.mkstemp(dir=model, prefix=_PARTIAL, suffix=_LOCK)
+    partial = Path(lock.removesuffix(_LOCK))
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # before there is a folder that `remove_partial` could find
+        partial.mkdir()
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        Path(lock).unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _locked(lock: Path) -> bool:
+    try:
+        with lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:  # by whoever holds it, or somebody whose files are not ours to judge
+        return True
+    return False
 
 
 def _publish(partial: Path, models: Path, name: str) -> None:

@@ -23,6 +23,6 @@ async def healthz() -> Health:
 
 @router.get("/readyz", summary="Can the service answer?", responses=documented(503))
 async def readyz(service: ServiceDep) -> Health:
-    """Answer 200 once the models are loaded and warmed up, and 503 before."""
+    """Answer 200 once the models are loaded and warmed up; 503 before, and while a default that was set is missing."""
     service.registry.check_ready()
     return Health(status="ready")

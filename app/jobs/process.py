@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from app.jobs.folder import JobFolder
 from app.jobs.job import Failure, Request
 from app.settings import Settings
+from training import artifact
 
 _WATCH_SECONDS = 0.5
 _SHOWN = 300  # characters of the log's end that a failure names
@@ -74,6 +75,8 @@ def run(
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             reader.join()
+            if process.wait():  # it may have been writing a version
+                artifact.remove_partial(settings.models_dir, request.name)
     if process.returncode == 0:
         return Outcome.model_validate_json(said[0])
     return Outcome(failure=_died(process.returncode, folder))

@@ -1,17 +1,21 @@
 """The workflow of one job: train, compare, promote. Each step's outcome is stored, so a restart goes on after it."""
 
+import logging
 import threading
+from pathlib import Path
 from typing import Any
 
 from dbos import DBOS, error
 
-from app import promotion
-from app.errors import ServiceError
+from app import audit, promotion
+from app.errors import ServiceError, StorageError
 from app.jobs import process
 from app.jobs.job import JobFailedError, Request, Result
 from app.jobs.queue import WORKFLOW
 from app.settings import Settings
 from training import artifact
+
+log = logging.getLogger(__name__)
 
 RUNNING: set[str] = set()  # the jobs that this process is busy with
 SUPERVISED = threading.Event()  # set if this process is a service's own worker
@@ -68,6 +72,8 @@ def _promote(job: str, request: Request, version: int, comparison: dict[str, Any
     settings = Settings()
     production = artifact.read_aliases(settings.models_dir, request.name).production
     if production == version:
+        if not comparison:
+            _log_first(settings.data_dir, job, request.name, version)
         return True, "It is in production." if comparison else "It is the first version of the model."
     if request.promote == "never":
         return False, "The job was not asked to promote it."
@@ -80,6 +86,17 @@ def _promote(job: str, request: Request, version: int, comparison: dict[str, Any
     except ServiceError as refused:
         return False, str(refused)
     return True, "It is not worse than what was in production."
+
+
+def _log_first(data_dir: Path, job: str, model: str, version: int) -> None:
+    """Log that a model's first version is in production, where `training.run.write` put it; once, as steps repeat."""
+    actor = f"job {job}"
+    try:
+        if not audit.holds(data_dir, actor, "promote", model):
+            audit.append(data_dir, actor, "promote", model, None, version)
+    except (OSError, StorageError) as error:
+        reason = error.__cause__ or error
+        log.error("%s version %d is in production, and the audit log cannot say so: %s", model, version, reason)  # noqa: TRY400
 
 
 def _cancelled(job: str) -> bool:

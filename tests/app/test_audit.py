@@ -36,6 +36,15 @@ def test_half_a_line_swallows_no_other(tmp_path: Path) -> None:
     assert [json.loads(text[0])["who"], text[1], json.loads(text[2])["who"]] == ["first", '{"when": "2026-', "second"]
 
 
+def test_what_a_log_holds(tmp_path: Path) -> None:
+    assert not audit.holds(tmp_path, "me", "promote", "pets")
+    (tmp_path / audit.FILE).write_text('{"when": "2026-')
+    audit.append(tmp_path, "me", "promote", "pets", None, 1)
+    assert audit.holds(tmp_path, "me", "promote", "pets")
+    for other in (("you", "promote", "pets"), ("me", "rollback", "pets"), ("me", "promote", "birds")):
+        assert not audit.holds(tmp_path, *other)
+
+
 def test_lines_written_at_once_stay_whole(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda number: audit.append(tmp_path, "x" * 5000, "promote", "m", number, 0), range(64)))

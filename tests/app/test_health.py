@@ -24,6 +24,20 @@ def test_service_without_models(tmp_path: Path) -> None:
         assert client.get("/models").json() == {"models": []}
 
 
+def test_service_without_the_default_model_that_was_set(tmp_path: Path) -> None:
+    artifacts.write(tmp_path, "pets", seed=1)
+    with (
+        serve(tmp_path, ready=False, default_model="resnet20") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        server.wait_logged("The default model resnet20 is not in")
+        answer = client.get("/readyz")
+        assert answer.status_code == 503
+        assert "There is no model 'resnet20'. Models: pets." in answer.json()["detail"]
+        assert client.post("/predict", files={"file": png(1)}).status_code == 404
+        assert client.post("/predict", params={"model": "pets"}, files={"file": png(1)}).status_code == 200
+
+
 def test_service_whose_only_model_is_broken(tmp_path: Path) -> None:
     artifacts.change_a_byte(artifacts.write(tmp_path, "pets", seed=1) / "model.ts")
     with serve(tmp_path, ready=False) as server, httpx.Client(base_url=server.url, timeout=60) as client:

@@ -2,12 +2,14 @@
 
 import asyncio
 import math
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
+from app.errors import ModelUnavailableError
 from app.loader import Loader
 from app.serving.engines import Engines
 from tests.app import artifacts
@@ -88,6 +90,35 @@ def test_unloading_waits_for_the_requests_in_work(models: Path) -> None:
             assert (await old.batcher.predict(pixels)).shape == (await new.batcher.predict(pixels)).shape
 
     drive(models, math.inf, scenario)
+
+
+def test_copy_under_another_name_is_refused_and_unloads_nothing(models: Path, tmp_path: Path) -> None:
+    for name in ("pets", "copy"):
+        shutil.copytree(models / "pets", tmp_path / name)
+
+    async def scenario(loader: Loader) -> None:
+        await loader.load("pets", 1)
+        with pytest.raises(ModelUnavailableError, match=r"copy/1 holds the manifest of pets version 1; .* remove it"):
+            await loader.load("copy", 1)
+        assert (loader.versions("pets"), loader.versions("copy")) == ((1,), ())
+
+    drive(tmp_path, 1, scenario)
+
+
+def test_version_that_was_replaced_is_loaded_anew(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "pets" / "1", tmp_path / "pets" / "1")
+    pixels = picture.decode(PICTURE, artifacts.SIZE)
+
+    async def scenario(loader: Loader) -> None:
+        with await loader.load("pets", 1) as old:
+            shutil.rmtree(tmp_path / "pets" / "1")
+            artifacts.write(tmp_path, "pets", seed=9, classes=("bird", "cat"), promote=False)
+            new = await loader.load("pets", 1)
+            assert await loader.load("pets", 1) is new
+            assert new.manifest.classes == ("bird", "cat")
+            assert [len(await served.batcher.predict(pixels)) for served in (old, new)] == [10, 2]
+
+    drive(tmp_path, math.inf, scenario)
 
 
 def test_memory_comes_back(tmp_path: Path) -> None:

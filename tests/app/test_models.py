@@ -1,12 +1,14 @@
 """`GET /models` and what is below it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.app.artifacts import write
+from tests.app.pictures import png
 from tests.app.process import serve
 from tests.app.test_audit import lines
 
@@ -102,6 +104,20 @@ def test_body_above_the_limit(client: httpx.Client, chunked: bool) -> None:
     )
     assert answer.status_code == answer.json()["status"] == 413
     assert "APP_MAX_UPLOAD_MB" in answer.json()["detail"]
+
+
+def test_version_in_the_place_of_a_deleted_one_answers_once_it_is_promoted(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        folder = write(tmp_path, "pets", seed, promote=seed == 1)
+    with serve(tmp_path) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        assert client.post("/models/pets/promote", json={"version": 2}).status_code == 200
+        assert client.post("/models/pets/rollback").status_code == 200
+        shutil.rmtree(folder)
+        assert write(tmp_path, "pets", seed=3, classes=("heron", "stork"), promote=False) == folder
+        assert client.post("/models/pets/promote", json={"version": 2}).status_code == 200
+        answer = client.post("/predict", files={"file": png(1)}).json()
+    assert answer["version"] == 2
+    assert answer["predictions"][0]["label"] in {"heron", "stork"}
 
 
 def test_audit_log_names_the_key_and_does_not_show_it(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Promotion and rollback: one step, one line in the audit log, or nothing at all."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app import audit, promotion
+from app import audit, canary, promotion
 from app.errors import ConflictError, StorageError, UnknownModelError, UnusableVersionError
 from tests.app import artifacts
 from tests.app.test_audit import lines
@@ -77,6 +78,21 @@ def test_refusal_changes_nothing(
         promotion.promote(models, tmp_path, name, version, "me")
     assert artifact.read_aliases(models, "pets") == Aliases(production=1, history=(1,))
     assert not (tmp_path / audit.FILE).exists()
+
+
+def test_number_of_a_version_on_trial_is_not_given_again(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        folder = artifacts.write(tmp_path / "models", "pets", seed, promote=seed == 1)
+    canary.start(tmp_path / "models", tmp_path, "pets", 2, 10, 2.0, "me")
+    shutil.rmtree(folder)
+    assert artifact.next_version(tmp_path / "models", "pets") == 3
+
+
+def test_copy_of_a_version_is_not_promoted(tmp_path: Path) -> None:
+    shutil.copytree(artifacts.write(tmp_path / "models", "pets", seed=1).parent, tmp_path / "models" / "copy")
+    (tmp_path / "models" / "copy" / artifact.ALIASES).unlink()
+    with pytest.raises(UnusableVersionError, match="copy/1 holds the manifest of pets version 1"):
+        promotion.promote(tmp_path / "models", tmp_path, "copy", 1, "me")
 
 
 def test_nothing_to_roll_back_to(models: Path, tmp_path: Path) -> None:

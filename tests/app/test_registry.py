@@ -107,6 +107,40 @@ def test_default_model_that_is_not_there(models: Path, caplog: pytest.LogCapture
     assert "The default model ship is not in" in caplog.text
 
 
+def test_readiness_waits_for_the_default_model_that_was_set(tmp_path: Path) -> None:
+    artifacts.write(tmp_path, "pets", seed=1)
+
+    async def scenario(registry: Registry) -> None:
+        with pytest.raises(NotReadyError, match=r"There is no model 'ship'\. Models: pets\. Mend APP_DEFAULT_MODEL"):
+            registry.check_ready()
+        script = artifacts.write(tmp_path, "ship", seed=2, promote=False) / artifact.SCRIPT
+        await registry.refresh()
+        with pytest.raises(NotReadyError, match="No version of the default model 'ship' is in production"):
+            registry.check_ready()
+        whole = script.read_bytes()
+        artifacts.change_a_byte(script)
+        artifact.write_aliases(tmp_path, "ship", Aliases(production=1, history=(1,)))
+        await registry.refresh()
+        with pytest.raises(NotReadyError, match=r"model.ts was changed"):
+            registry.check_ready()
+        script.write_bytes(whole)
+        await registry.refresh()
+        registry.check_ready()
+        assert (await registry.get(None, None)).name == "ship"
+
+    drive(tmp_path, scenario, "ship", retry_seconds=0)
+
+
+def test_readiness_needs_no_model_that_was_not_set(tmp_path: Path) -> None:
+    artifacts.write(tmp_path, "pets", seed=1)
+
+    async def scenario(registry: Registry) -> None:
+        registry.check_ready()
+        assert (await registry.get(None, None)).name == "pets"
+
+    drive(tmp_path, scenario)
+
+
 def test_broken_production_version_is_not_replaced_by_another(tmp_path: Path) -> None:
     artifacts.write(tmp_path, "pets", seed=1)
     artifacts.change_a_byte(artifacts.write(tmp_path, "pets", seed=2) / artifact.WEIGHTS)
@@ -249,6 +283,36 @@ def test_refresh_loads_models_that_came_later(tmp_path: Path) -> None:
         assert (await registry.describe("pets")).loaded == (1,)
 
     drive(tmp_path, scenario)
+
+
+def test_refresh_follows_folders_that_are_replaced(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        artifacts.write(tmp_path, "pets", seed, promote=seed == 1)
+    elsewhere = tmp_path / "elsewhere"
+    for seed in (3, 4):
+        artifacts.write(elsewhere, "pets", seed, classes=("bird", "cat"), promote=False)
+
+    async def classes(registry: Registry, version: int | None) -> int:
+        return len((await registry.get("pets", version)).manifest.classes)
+
+    async def scenario(registry: Registry) -> None:
+        assert [await classes(registry, version) for version in (None, 2)] == [10, 10]
+        for version in ("1", "2"):
+            shutil.rmtree(tmp_path / "pets" / version)
+        await registry.refresh()
+        assert "Version 1 of pets is in production and is not there" in str((await registry.describe("pets")).error)
+        assert await classes(registry, None) == 10
+        for version in ("1", "2"):
+            shutil.copytree(elsewhere / "pets" / version, tmp_path / "pets" / version)
+        artifacts.change_a_byte(tmp_path / "pets" / "1" / artifact.SCRIPT)
+        await registry.refresh()
+        assert await classes(registry, None) == 10  # what cannot be used does not take over
+        shutil.copy(elsewhere / "pets" / "1" / artifact.SCRIPT, tmp_path / "pets" / "1")
+        await registry.refresh()
+        assert [await classes(registry, version) for version in (None, 2)] == [2, 2]
+        assert (await registry.describe("pets")).error is None
+
+    drive(tmp_path, scenario, retry_seconds=0)
 
 
 def test_broken_version_does_not_take_over(tmp_path: Path) -> None:

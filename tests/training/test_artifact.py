@@ -1,5 +1,6 @@
 """Versions are whole or not there, and a changed byte is seen."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,33 @@ def test_versions_count_up_and_verify(tmp_path: Path) -> None:
     assert artifact.versions(tmp_path, "m") == [1, 2, 3]
     assert artifact.verify(tmp_path / "m" / "2").version == 2
     assert artifact.names(tmp_path) == ["m"]
+
+
+def test_the_number_of_a_deleted_version_is_not_given_again(tmp_path: Path) -> None:
+    for number in (1, 2):
+        folder = write_version(tmp_path)
+        artifact.write_aliases(tmp_path, "m", Aliases(production=number, history=(number,)))
+    shutil.rmtree(folder)
+    assert write_version(tmp_path).name == "3"
+    artifact.write_aliases(tmp_path, "m", Aliases(production=1, history=(3, 1)))
+    shutil.rmtree(tmp_path / "m" / "3")
+    assert write_version(tmp_path).name == "4"
+
+
+def test_an_unreadable_trial_keeps_no_version_from_being_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_version(tmp_path)
+    (tmp_path / "m" / artifact.CANARY).write_text("{")
+    assert write_version(tmp_path).name == "2"
+    assert "canary.json cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("copy", ["copy/1", "m/2"])
+def test_a_copy_under_another_name_or_number_is_refused(tmp_path: Path, copy: str) -> None:
+    shutil.copytree(write_version(tmp_path), tmp_path / copy)
+    with pytest.raises(ArtifactError, match=f"{copy} holds the manifest of m version 1; .* remove it"):
+        artifact.verify(tmp_path / copy)
 
 
 @pytest.mark.parametrize("name", [artifact.WEIGHTS, artifact.SCRIPT])
@@ -99,7 +127,18 @@ def test_a_killed_writer_leaves_no_version(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
     assert artifact.versions(tmp_path, "m") == []
     assert artifact.names(tmp_path) == []
+    assert list((tmp_path / "m").iterdir())
     assert write_version(tmp_path).name == "1"
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["1"]
+
+
+def test_a_writer_at_work_is_left_alone_by_another(tmp_path: Path) -> None:
+    with artifact.new_version(tmp_path, "m") as folder:
+        assert write_version(tmp_path).name == "1"
+        assert list(folder.iterdir()) == []
+        (folder / artifact.MANIFEST).write_text((tmp_path / "m" / "1" / artifact.MANIFEST).read_text())
+        artifact.write_manifest(folder, artifact.read_manifest(folder).model_copy(update={"version": 2}))
+    assert artifact.versions(tmp_path, "m") == [1, 2]
 
 
 def test_aliases_are_kept_and_default_to_none(tmp_path: Path) -> None:
