@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from app import server
 from app.connection import Connection
 from app.jobs import supervisor, workflow
+from app.jobs.outage import Outage
 from app.jobs.process import end_with_parent
 from app.jobs.worker import Worker
 from app.settings import Settings
@@ -37,12 +38,14 @@ _LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "filters": {"outage": {"()": Outage}},
     "handlers": {
         "stderr": {"class": "logging.StreamHandler", "formatter": "line"},
+        "jobs": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["outage"]},
     },
     # DBOS's own handler would be a second one, in another format.
     "loggers": {
-        "dbos": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+        "dbos": {"handlers": ["jobs"], "level": "WARNING", "propagate": False},
     },
     "root": {"handlers": ["stderr"], "level": "INFO"},
 }

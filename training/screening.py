@@ -1,11 +1,11 @@
 """Screens an archive that came over the network: what can be said against it before a run is begun."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from training import preflight, source
 from training.errors import ImageError, InputError
-from training.picture import decode
+from training.picture import decode, open_picture
 from training.preflight import Findings
 from training.source import Member
 
@@ -14,10 +14,14 @@ MAX_EXPANSION = 100
 EXPANSION_FLOOR = 100_000_000
 # Archives that hold fewer bytes have all their pictures decoded at once; larger ones when the run reads them.
 DECODED_AT_ONCE = 20_000_000
+# Pixels that are decoded at once, whatever they take as bytes: a few seconds. Photos of 20 MB have fewer.
+PIXELS_AT_ONCE = 200_000_000
 _NAMED = 10
 
 
-def screen(path: Path, filename: str, max_files: int, max_pixels: int, least_classes: int) -> Findings:
+def screen(
+    path: Path, filename: str, max_files: int, max_pixels: int, least_classes: int, stopped: Callable[[], bool]
+) -> Findings | None:
     """List every problem of an archive that is cheap to find; nothing is unpacked.
 
     Args:
@@ -25,18 +29,25 @@ def screen(path: Path, filename: str, max_files: int, max_pixels: int, least_cla
         max_files: most files that it may hold.
         max_pixels: most pixels of a picture, width times height.
         least_classes: how many classes it has to have.
+        stopped: asked before each file whether nobody wants to know any more.
+
+    Returns:
+        What was found; None if it was stopped.
     """
     try:
-        members, refused = _list(path, max_files)
+        members, refused = _list(path, max_files, stopped)
         if refused:
             return Findings(errors=refused)
         folders = [member.path for member in members if member.kind == "folder"]
         files = [member for member in members if member.kind == "file" and not source.is_litter(member.path)]
         if any(source.is_batch(member.path) for member in files):
             return Findings()  # CIFAR-10's own files, whose pictures the run reads
-        damaged = dict(_damaged(path, max_pixels)) if sum(member.size for member in files) <= DECODED_AT_ONCE else {}
+        small = sum(member.size for member in files) <= DECODED_AT_ONCE
+        damaged = dict(_damaged(path, max_pixels, stopped)) if small else {}
     except InputError as error:
         return Findings(errors=[problem.replace(path.name, filename) for problem in error.problems])
+    if stopped():
+        return None
     pictures = [member.path for member in files if preflight.is_picture_name(member.path)]
     return preflight.inspect(
         [picture for picture in pictures if picture not in damaged],
@@ -47,13 +58,15 @@ def screen(path: Path, filename: str, max_files: int, max_pixels: int, least_cla
     )
 
 
-def _list(path: Path, max_files: int) -> tuple[list[Member], list[str]]:
+def _list(path: Path, max_files: int, stopped: Callable[[], bool]) -> tuple[list[Member], list[str]]:
     """What an archive says that it holds, and what is refused for that alone."""
     room = max(EXPANSION_FLOOR, MAX_EXPANSION * path.stat().st_size)
     members: list[Member] = []
     refused: list[str] = []
     total = 0
     for member in source.members(path, max_files):
+        if stopped():
+            break
         members.append(member)
         total += member.size
         if total > room:
@@ -76,11 +89,19 @@ def _problem(member: Member) -> str | None:
     return None
 
 
-def _damaged(path: Path, max_pixels: int) -> Iterator[tuple[PurePosixPath, str]]:
+def _damaged(path: Path, max_pixels: int, stopped: Callable[[], bool]) -> Iterator[tuple[PurePosixPath, str]]:
+    """The pictures that cannot be decoded, with the reason, among the first of `PIXELS_AT_ONCE` pixels together."""
+    left = PIXELS_AT_ONCE
     for entry in source.read(path):
+        if stopped():
+            return
         if entry.data is None or not preflight.is_picture_name(entry.path):
             continue
         try:
+            opened = open_picture(entry.data, max_pixels)
+            left -= opened.width * opened.height
+            if left < 0:
+                return
             decode(entry.data, 8, max_pixels)
         except ImageError as error:
             yield entry.path, str(error)

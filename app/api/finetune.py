@@ -1,8 +1,10 @@
 """Fine-tuning: upload a dataset, follow the job, cancel it."""
 
 import asyncio
+import threading
 import uuid
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -11,7 +13,8 @@ from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel
 
 from app import uuid7
-from app.errors import DatasetError, InvalidRequestError, QueueUnavailableError, documented
+from app.api.disconnect import Wanted, client_of
+from app.errors import ClosingError, DatasetError, InvalidRequestError, QueueUnavailableError, documented
 from app.jobs import intake
 from app.jobs.folder import JobFolder
 from app.jobs.job import Form, Job
@@ -24,6 +27,8 @@ from training.errors import InputError
 router = APIRouter(prefix="/finetune", tags=["finetune"])
 
 _KEYS = uuid.UUID("6f2d1f0e-8a0b-4f0e-9d5b-1c3f0a7f2b11")  # namespace of the ids made from Idempotency-Key
+# Of their own: what waits for a thread of the common ones, to promote say, does not wait until archives are read.
+_SCREENING = ThreadPoolExecutor(2, "screen")
 _LOOK_SECONDS = 0.5
 _LOG_BYTES = 200_000
 _MOST_OFFSET = 2**31 - 1  # databases know no integers beyond 64 bits, and clients perhaps none beyond 32
@@ -93,9 +98,10 @@ async def submit(
     """
     # Ids sort by time, which the queue goes by for jobs of the same second.
     job = str(uuid.uuid5(_KEYS, idempotency_key)) if idempotency_key else uuid7.new()
-    store = service.recorder.store if service.recorder else None
-    async with intake.receive(request, service.settings.data_dir, store) as upload:
-        accepted = await asyncio.to_thread(_submit, service, job, upload)
+    async with intake.receive(request, service.settings.data_dir) as received:
+        # Before they are gathered: the labels that the job was made of may be gone.
+        found = await asyncio.to_thread(_find_gathered, service, job, received) if idempotency_key else None
+        accepted = found or await _accept(request, service, job, received)
     response.headers["Location"] = f"{request.scope.get('root_path', '')}{router.prefix}/{accepted.id}"
     return Accepted(id=accepted.id, status=accepted.status)
 
@@ -148,24 +154,63 @@ def cancel(service: ServiceDep, job: str) -> Job:
     return service.jobs.cancel(job)
 
 
-def _submit(service: Service, job: str, upload: intake.Upload) -> Job:
-    settings, form = service.settings, upload.form
-    start = _start(service, form)
+async def _accept(request: Request, service: Service, job: str, received: intake.Received) -> Job:
+    upload = await intake.complete(received, service.recorder.store if service.recorder else None)
+    # What a job starts from, and how it is screened, is no part of what was asked for.
+    if found := await asyncio.to_thread(service.jobs.find, job, _asked(upload, None)):
+        return found
+    start = await asyncio.to_thread(_start, service, upload.form)
+    await _screen(request, service, upload, start)
+    return await asyncio.to_thread(_submit, service, job, upload, start)
+
+
+async def _screen(request: Request, service: Service, upload: intake.Upload, start: str | None) -> None:
+    """Raise what is wrong with the archive; given up as soon as the client hangs up or the service is to end."""
+    settings = service.settings
     # One class is enough to be added to a model that knows others; left open, it would replace them.
-    least = 1 if start and form.classes == "add" else 2
-    findings = screening.screen(upload.archive, upload.filename, settings.max_dataset_files, settings.max_pixels, least)
+    least = 1 if start and upload.form.classes == "add" else 2
+    unwanted = threading.Event()
+    try:
+        async with Wanted(client_of(request.scope)):
+            findings = await asyncio.get_running_loop().run_in_executor(
+                _SCREENING,
+                screening.screen,
+                upload.archive,
+                upload.filename,
+                settings.max_dataset_files,
+                settings.max_pixels,
+                least,
+                lambda: unwanted.is_set() or service.stopping.is_set(),
+            )
+    finally:
+        unwanted.set()
+    if findings is None:
+        raise ClosingError("The service is shutting down. Send the request again.", 1)
     if findings.errors:
         raise DatasetError(findings.errors)
-    JobFolder(settings.data_dir, job).adopt(upload.folder, upload.archive.name)
-    asked = JobRequest(
-        **form.model_dump(),
+
+
+def _submit(service: Service, job: str, upload: intake.Upload, start: str | None) -> Job:
+    JobFolder(service.settings.data_dir, job).adopt(upload.folder, upload.archive.name)
+    return service.jobs.submit(job, _asked(upload, start))
+
+
+def _find_gathered(service: Service, job: str, received: intake.Received) -> Job | None:
+    if not received.gathered:
+        return None
+    asked = JobRequest(**received.form.model_dump(), start=None, dataset="", dataset_sha256="", gathered=True)
+    return service.jobs.find(job, asked)
+
+
+def _asked(upload: intake.Upload, start: str | None) -> JobRequest:
+    return JobRequest(
+        **upload.form.model_dump(),
         start=start,
         dataset=upload.archive.name,
         dataset_sha256=upload.sha256,
         gathered=upload.gathered,
         warnings=upload.warnings,
     )
-    return service.jobs.submit(job, asked)
 
 
 def _start(service: Service, form: Form) -> str | None:

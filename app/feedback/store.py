@@ -176,10 +176,11 @@ class Store:
             return _size(database)
 
     def labelled(self, model: str) -> list[tuple[str, str]]:
-        """Id and label of a model's labelled predictions, the oldest first."""
+        """Id and label of a model's labelled predictions, the one that was labelled last at the end."""
         with self._opened() as database:
             return database.execute(
-                "SELECT id, label FROM predictions WHERE model = ? AND label IS NOT NULL ORDER BY id", (model,)
+                "SELECT id, label FROM predictions WHERE model = ? AND label IS NOT NULL ORDER BY labelled, id",
+                (model,),
             ).fetchall()
 
     def pictures(self, predictions: Iterable[str]) -> Iterator[tuple[str, bytes]]:

@@ -66,6 +66,10 @@ class JobFolder:
                 raise
             (upload / archive).replace(self.path / archive)
 
+    def discard(self, archive: str) -> None:
+        """Delete an archive that the job is not to be trained on."""
+        (self.path / archive).unlink(missing_ok=True)
+
 
 def new_upload(data_dir: Path) -> Path:
     """An empty folder for an upload that is not complete yet."""

@@ -34,39 +34,43 @@ _PART = "archive"
 
 
 @dataclass(frozen=True)
-class Upload:
+class Received:
     """A form that was received whole.
 
     Attributes:
-        folder: holds the archive alone; deleted in the end unless it was renamed.
-        archive: the file, named by its hash.
-        filename: as the client named it.
-        gathered: whether it was made of feedback.
-        warnings: what the user should know of that.
+        folder: holds the archive alone, if one was sent; deleted in the end unless it was renamed.
+        filename: of the archive, as the client named it.
+        gathered: whether the archive is to be made of feedback.
     """
 
     form: Form
     folder: Path
-    archive: Path
     filename: str
+    gathered: bool
+
+
+@dataclass(frozen=True)
+class Upload(Received):
+    """A form with its archive.
+
+    Attributes:
+        archive: the file, named by its hash.
+        warnings: what the user should know of how it was made.
+    """
+
+    archive: Path
     sha256: str
-    gathered: bool = False
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...]
 
 
 @asynccontextmanager
-async def receive(request: Request, data_dir: Path, store: Store | None) -> AsyncIterator[Upload]:
+async def receive(request: Request, data_dir: Path) -> AsyncIterator[Received]:
     """Read the form of `POST /finetune`.
-
-    Args:
-        store: the predictions that are kept, if any are.
 
     Raises:
         UnsupportedMediaError: the body is no multipart form.
         InvalidRequestError: a field is missing, unknown or wrong; all such fields are named.
-        DatasetError: the file is of no kind that can be read, or too few predictions are labelled.
-        FeedbackOffError: labelled predictions are asked for, and none are kept.
-        DiskFullError: there is no room for the archive.
+        DiskFullError: there is no room for the archive, be it sent or made inside the block.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
@@ -78,15 +82,28 @@ async def receive(request: Request, data_dir: Path, store: Store | None) -> Asyn
         if filename is None:
             filename = f"{fields.pop(FIELD)}.zip"
             fields["classes"] = fields.get("classes") or "add"  # few labels name every class, and none is to be lost
-        form = _validate(fields)
-        warnings = await asyncio.to_thread(_gather, store, form, folder / _PART) if gathered else []
-        sha256 = await asyncio.to_thread(file_sha256, folder / _PART)
-        archive = (folder / _PART).rename(folder / f"{sha256}{_ending(filename)}")
-        yield Upload(form, folder, archive, filename, sha256, gathered, tuple(warnings))
+        yield Received(_validate(fields), folder, filename, gathered)
     except OSError as error:
         raise _no_room(error) from error
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def complete(received: Received, store: Store | None) -> Upload:
+    """Make the archive if it is to be made of feedback, and name it by its hash.
+
+    Args:
+        store: the predictions that are kept, if any are.
+
+    Raises:
+        DatasetError: the file is of no kind that can be read, or too few predictions are labelled.
+        FeedbackOffError: labelled predictions are asked for, and none are kept.
+    """
+    form, folder, filename, gathered = received.form, received.folder, received.filename, received.gathered
+    warnings = await asyncio.to_thread(_gather, store, form, folder / _PART) if gathered else []
+    sha256 = await asyncio.to_thread(file_sha256, folder / _PART)
+    archive = (folder / _PART).rename(folder / f"{sha256}{_ending(filename)}")
+    return Upload(form, folder, filename, gathered, archive, sha256, tuple(warnings))
 
 
 def _make_room(data_dir: Path) -> Path:

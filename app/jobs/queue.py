@@ -69,11 +69,19 @@ class JobQueue:
                 request.model_dump(mode="json"),
             )
             found = client.list_workflows(workflow_ids=[job])[0]
-        if not request.repeats(_request(found)):
-            raise KeyReusedError(
-                "This Idempotency-Key was sent before with another archive or other fields. Use a new key."
-            )
-        return self._job(found)
+        if _request(found).dataset != request.dataset:  # a request with the same key came in between
+            JobFolder(self._settings.data_dir, job).discard(request.dataset)
+        return self._repeated(found, request)
+
+    def find(self, job: str, request: Request) -> Job | None:
+        """The job that has this id already; None if there is none.
+
+        Raises:
+            KeyReusedError: it was asked for by another request.
+        """
+        with self._connected() as client:
+            found = client.list_workflows(workflow_ids=[job], name=WORKFLOW)
+        return self._repeated(found[0], request) if found else None
 
     def get(self, job: str) -> Job:
         """A job as it is now.
@@ -91,8 +99,6 @@ class JobQueue:
         """Jobs, the newest first."""
         with self._connected() as client:
             found = client.list_workflows(name=WORKFLOW, sort_desc=True, limit=limit, offset=offset)
-        # The database may know the time of their creation in whole seconds only.
-        found.sort(key=lambda status: (status.created_at or 0, status.workflow_id), reverse=True)
         return [self._job(status) for status in found]
 
     def has_unfinished(self) -> bool:
@@ -134,6 +140,13 @@ class JobQueue:
                 "service's log and APP_DATABASE_URL say more.",
                 _RETRY_SECONDS,
             ) from error
+
+    def _repeated(self, found: WorkflowStatus, request: Request) -> Job:
+        if not request.repeats(_request(found)):
+            raise KeyReusedError(
+                "This Idempotency-Key was sent before with another archive or other fields. Use a new key."
+            )
+        return self._job(found)
 
     def _job(self, found: WorkflowStatus) -> Job:
         state = JobFolder(self._settings.data_dir, found.workflow_id).read_state()

@@ -1,6 +1,7 @@
 """The worker: takes jobs from the queue, one at a time, until it is stopped. `python -m app worker`."""
 
 import fcntl
+import hashlib
 import itertools
 import logging
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from dbos import DBOS, WorkflowStatus
+from sqlalchemy.engine import make_url
 
 from app.jobs import workflow
 from app.jobs.folder import prune
@@ -36,6 +38,7 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._workers = settings.data_dir / "workers"
+        self._own = self._workers / _digest(database_url(settings))
         self._id = token_hex(8)
         self._unrecorded: set[str] = set()
 
@@ -48,11 +51,11 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             # No tidy end: the training process ends with this one, and its job must not be recorded as failed.
             signal.signal(number, lambda *_: os._exit(0))
-        self._workers.mkdir(parents=True, exist_ok=True)
-        hidden = self._workers / f".{self._id}"
+        self._own.mkdir(parents=True, exist_ok=True)
+        hidden = self._own / f".{self._id}"
         with hidden.open("w") as own:
             fcntl.flock(own, fcntl.LOCK_EX)
-            hidden.rename(self._workers / self._id)  # seen by other workers only now that it is locked
+            hidden.rename(self._own / self._id)  # seen by other workers only now that it is locked
             self._launch()
             log.info("Worker %s, process %d, waits for jobs", self._id, os.getpid())
             self._look_after_jobs(stay)
@@ -95,8 +98,8 @@ class Worker:
         )
 
     def _recover_others(self) -> None:
-        for path in self._workers.iterdir():
-            if path.name != self._id and not path.name.startswith("."):
+        for path in self._workers.rglob("[!.]*"):
+            if path.name != self._id and path.is_file():
                 self._recover(path)
 
     def _recover(self, path: Path) -> None:
@@ -108,9 +111,13 @@ class Worker:
             # No public call does this. `DBOS.launch` recovers what a worker with this one's own id left behind.
             # `DBOS.resume_workflow` revives a job that is cancelled at that moment, and counts its attempts from 0:
             # one that kills every worker would never end.
-            for handle in DBOS._recover_pending_workflows([path.name]):
+            recovered = DBOS._recover_pending_workflows([path.name])
+            for handle in recovered:
                 log.warning("Worker %s is dead; its job %s goes on", path.name, handle.get_workflow_id())
-            path.unlink()
+            # A file in another folder is the only trace of a worker of another database, or of this one when it had
+            # another address. Those outside the folders are of workers that knew no second database.
+            if recovered or path.parent in {self._own, self._workers}:
+                path.unlink()
 
     def _check_recorded(self, unfinished: list[WorkflowStatus]) -> None:
         """End this process if it is done with a job and could not store what came of it, as on a full disk.
@@ -128,3 +135,9 @@ class Worker:
     def _prune(self, unfinished: list[WorkflowStatus]) -> None:
         active = {job.workflow_id for job in unfinished}
         prune(self._settings.data_dir, active, int(self._settings.keep_datasets_mb * 1_000_000))
+
+
+def _digest(url: str) -> str:
+    """A name for the database at an address, made without its passwords, which nobody can guess from it then."""
+    address = make_url(url).difference_update_query(["password", "sslpassword"])  # shown, it hides the other one
+    return hashlib.sha256(address.render_as_string().encode()).hexdigest()[:16]

@@ -228,6 +228,10 @@ def test_a_snapshot_of_the_labels_becomes_a_job(keeping: httpx.Client, data_dir:
     assert accepted(finetune(keeping, "once", name="pets", method="head")) == job
     assert problem(finetune(keeping, "once", name="pets", method="full"), 422, "key-reused")
     assert accepted(finetune(keeping, name="pets", method="head")) != job
+    for entry in entries:
+        assert keeping.delete(f"/feedback/{entry['id']}").status_code == 204
+    problem(finetune(keeping, name="pets", method="head"), 422, "invalid-dataset")
+    assert accepted(finetune(keeping, "once", name="pets", method="head")) == job
 
 
 def test_several_processes_share_what_is_kept_and_its_limit_and_ask_for_the_key(models: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from app.jobs.queue import APPLICATION, SERIALIZER
 from tests.app import artifacts, postgres
 from tests.app.jobs import END_SECONDS, TINY, Job, accepted, ended, follow, shapes, submit, trained, versions, wait
 from tests.app.process import Server, serve
+from tests.app.test_audit import lines
 from tests.encoding import encode
 from tests.training.shapes import draw
 from training import artifact, lock, run
@@ -96,6 +97,11 @@ def figures(job: Job) -> object:
     return job["result"]["metrics"]
 
 
+def promotions(models: Path, job: str) -> list[tuple[object, object]]:
+    """The versions before and after each promotion by a job, from the audit log."""
+    return [(line["from"], line["to"]) for line in lines(Path(f"{models}-data")) if line["who"] == f"job {job}"]
+
+
 def test_a_job_goes_from_upload_to_answers(reference: tuple[Path, httpx.Client, list[Job]]) -> None:
     models, client, events = reference
     job, last = events[0]["id"], events[-1]
@@ -112,6 +118,7 @@ def test_a_job_goes_from_upload_to_answers(reference: tuple[Path, httpx.Client, 
     manifest = artifact.verify(artifact.folder(models, "shapes", 1))
     assert result["metrics"]["test"]["accuracy"] == manifest.metrics["test"]["accuracy"]
     assert artifact.read_aliases(models, "shapes").production == 1
+    assert promotions(models, job) == [(None, 1)]
     answer = client.post("/predict", params={"model": "shapes"}, files={"file": encode(draw("disc", 1000))})
     assert answer.json()["predictions"][0]["label"] in {"disc", "cross"}
     assert "training 12 epochs" in client.get(f"/finetune/{job}/log").text
@@ -155,6 +162,7 @@ def test_a_better_version_is_promoted_and_a_worse_one_is_not(
     assert third["comparison"]["pictures"] == {"candidate": test["count"]}
     assert not fourth["promoted"]
     assert artifact.read_aliases(models, "shapes").production == 3
+    assert [promotions(models, job) for job in (worse, equal, unwanted)] == [[], [(1, 3)], []]
 
 
 def test_a_job_waits_for_a_run_of_the_command_line_and_keeps_its_checkpoint(
@@ -189,6 +197,24 @@ def test_a_running_job_is_cancelled_and_nothing_is_left_of_it(models: Path) -> N
         assert after["result"]["version"] == 1
         answer = client.delete(f"/finetune/{after['id']}")
         assert (answer.status_code, answer.json()["type"]) == (409, "urn:refit:problem:job-ended")
+
+
+def test_a_job_that_is_cancelled_while_its_version_is_written_leaves_nothing_of_it(models: Path) -> None:
+    with running(models) as (server, client):
+        job = accepted(submit(client, ARCHIVE, name="unwanted", **SHORT))
+        wait(client, job, lambda found: found["status"] == "running")
+        training = child_of(worker_process(server))
+        end = time.monotonic() + END_SECONDS
+        while not list(models.glob("unwanted/.partial-*/*")):
+            assert time.monotonic() < end
+            time.sleep(0.002)
+        os.kill(training, signal.SIGSTOP)  # it can be killed all the same, and gets no further until then
+        assert client.delete(f"/finetune/{job}").status_code == 202
+        wait_gone(training)
+        end = time.monotonic() + 30
+        while list((models / "unwanted").iterdir()):
+            assert time.monotonic() < end, list((models / "unwanted").iterdir())
+            time.sleep(0.02)
 
 
 def test_a_killed_worker_is_replaced_and_its_job_goes_on(
@@ -239,6 +265,38 @@ def test_the_service_killed_and_started_again_loses_no_job(models: Path) -> None
         for job, name in zip(jobs, ("one", "two"), strict=True):
             assert wait(client, job, ended)["status"] == "succeeded"
             assert versions(models, name) == [1]
+
+
+def left_by_a_dead_worker(models: Path) -> tuple[str, Path]:
+    """A job that was begun, and the file of the worker that has died with it."""
+    with running(models) as (server, client):
+        job = accepted(submit(client, ARCHIVE, name="shapes", **SHORT))
+        wait(client, job, lambda found: found["status"] == "running")
+        worker = worker_process(server)
+        server.process.kill()
+        wait_gone(worker)
+    (file,) = Path(f"{models}-data", "workers").glob("*/*")
+    return job, file
+
+
+def test_a_job_of_a_dead_worker_outlasts_a_start_with_another_database(models: Path, tmp_path: Path) -> None:
+    job, _ = left_by_a_dead_worker(models)
+    with running(models, database_url=f"sqlite:///{tmp_path}/other.sqlite") as (_, client):
+        other = accepted(submit(client, ARCHIVE, name="other", **SHORT))
+        assert wait(client, other, ended)["status"] == "succeeded"
+    with running(models) as (_, client):
+        assert wait(client, job, ended)["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("place", [".", "another-address"])
+def test_a_dead_worker_is_found_wherever_its_file_lies(models: Path, place: str) -> None:
+    job, file = left_by_a_dead_worker(models)
+    moved = file.parents[1] / place / file.name
+    moved.parent.mkdir(exist_ok=True)
+    file.rename(moved)
+    with running(models) as (_, client):
+        assert wait(client, job, ended)["status"] == "succeeded"
+    assert not moved.exists()
 
 
 def test_a_full_disk_fails_the_job_and_leaves_production_alone(models: Path) -> None:

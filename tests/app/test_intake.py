@@ -1,16 +1,20 @@
 """Uploads of datasets: refused at once with every problem, or accepted once. No worker runs here."""
 
+import asyncio
 import io
 import lzma
 import resource
 import tarfile
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.app import artifacts
 from tests.app.jobs import TINY, accepted, shapes, submit
@@ -76,7 +80,7 @@ def test_a_dataset_may_be_larger_than_a_picture(client: httpx.Client) -> None:
     assert "APP_MAX_DATASET_MB" in answer.json()["detail"]
 
 
-def test_a_key_makes_repeated_requests_one_job(client: httpx.Client) -> None:
+def test_a_key_makes_repeated_requests_one_job(client: httpx.Client, models: Path) -> None:
     archive = shapes(count=5)
     first = accepted(submit(client, archive, key="once", name="once", **TINY))
     assert accepted(submit(client, archive, key="once", name="once", **TINY)) == first
@@ -88,6 +92,35 @@ def test_a_key_makes_repeated_requests_one_job(client: httpx.Client) -> None:
         assert other.status_code == 422
         assert other.json()["type"] == "urn:refit:problem:key-reused"
     assert client.get(f"/finetune/{first}").json()["name"] == "once"
+    (kept,) = (jobs_folder(models) / first).iterdir()
+    assert kept.read_bytes() == archive
+
+
+def test_of_two_archives_with_one_key_at_the_same_time_one_is_kept(client: httpx.Client, models: Path) -> None:
+    archives = [shapes(count=count) for count in (5, 6)]
+
+    def send(key: str, archive: bytes) -> httpx.Response:
+        return submit(client, archive, key=key, name="race", **TINY)
+
+    with ThreadPoolExecutor(2) as threads:
+        for key in map(str, range(8)):
+            answers = list(threads.map(send, [key, key], archives))
+            (won,) = (number for number, answer in enumerate(answers) if answer.status_code == 202)
+            assert answers[1 - won].json()["type"] == "urn:refit:problem:key-reused"
+            (kept,) = (jobs_folder(models) / accepted(answers[won])).iterdir()
+            assert kept.read_bytes() == archives[won]
+
+
+def test_jobs_with_keys_are_listed_newest_first_on_all_pages(client: httpx.Client) -> None:
+    archive = shapes(count=4)
+    jobs = [accepted(submit(client, archive, key=f"listed {number}", name="listed", **TINY)) for number in range(8)]
+
+    def listed(limit: int, offset: int) -> list[str]:
+        found = client.get("/finetune", params={"limit": limit, "offset": offset}).json()["jobs"]
+        return [job["id"] for job in found]
+
+    assert listed(8, 0) == jobs[::-1]
+    assert [job for offset in range(8) for job in listed(1, offset)] == jobs[::-1]
 
 
 def test_every_problem_is_listed_at_once(client: httpx.Client, models: Path) -> None:
@@ -226,6 +259,61 @@ def test_an_upload_that_breaks_off_leaves_nothing(server: Server, models: Path) 
         accepted(submit(client, shapes(count=4), key="after", name="after", **TINY))
     assert {path.name for path in jobs_folder(models).iterdir() if path.name.startswith(".upload")} == set()
     assert len(set(jobs_folder(models).iterdir()) - before) == 1
+
+
+def costly() -> bytes:
+    """A small zip of 300 PNGs that take half a second each to decode."""
+    packed = io.BytesIO()
+    picture = encode(Image.new("1", (7000, 7000)))
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(300):
+            archive.writestr(f"{'disc' if number % 2 else 'cross'}/{number}.png", picture)
+    return packed.getvalue()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Look again and again whether something has come true; fail when it takes too long."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+async def send_costly(client: httpx.AsyncClient, jobs: Path) -> list[asyncio.Task[httpx.Response]]:
+    """Send more such archives than are screened at a time, and wait until all have arrived."""
+    files = {"dataset": ("costly.zip", costly())}
+    sent = [asyncio.create_task(client.post("/finetune", files=files, data={"name": "x", **TINY})) for _ in range(6)]
+    await asyncio.to_thread(wait_until, lambda: len(list(jobs.glob(f"*/{'?' * 64}.zip"))) == len(sent))
+    return sent
+
+
+def test_archives_that_take_long_to_screen_hold_up_neither_others_nor_the_end(models: Path, tmp_path: Path) -> None:
+    async def scenario(server: Server) -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            sent = await send_costly(client, tmp_path / "jobs")
+            assert (await client.get("/models")).status_code == 200
+            assert await asyncio.to_thread(server.stop) == 0
+            answers = [answer.json() for answer in await asyncio.gather(*sent)]
+        refused = [answer for answer in answers if answer["status"] != "queued"]
+        assert {answer["type"] for answer in refused} == {"urn:refit:problem:closing"}
+
+    with serve(models, data_dir=tmp_path) as server:
+        asyncio.run(scenario(server))
+    assert not list((tmp_path / "jobs").glob(".upload-*"))
+
+
+def test_screening_ends_when_its_client_hangs_up(models: Path, tmp_path: Path) -> None:
+    async def scenario(server: Server) -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            for sent in await send_costly(client, tmp_path / "jobs"):
+                sent.cancel()
+            await asyncio.to_thread(wait_until, lambda: not list((tmp_path / "jobs").glob(".upload-*")))
+
+    with serve(models, data_dir=tmp_path) as server:
+        asyncio.run(scenario(server))
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            accepted(submit(client, shapes(count=4), name="after", **TINY))
+    assert not any("Traceback" in line for line in server.log)
 
 
 def test_a_full_disk_refuses_the_upload(models: Path) -> None:

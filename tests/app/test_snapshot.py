@@ -78,6 +78,32 @@ def test_classes_with_too_few_pictures_are_left_out_and_named(store: Store, tmp_
         assert {name.split("/")[0] for name in archive.namelist()} == {"cat"}
 
 
+def test_copies_of_one_picture_are_one_picture(store: Store, tmp_path: Path) -> None:
+    labelled(store, "cat", *(png(seed) for seed in range(3)))
+    labelled(store, "owl", png(10), png(10), png(10))
+    assert snapshot.write(store, "pets", tmp_path / "a.zip") == [
+        "Class 'owl' is left out: it has 1 labelled picture and needs 3.",
+        "Copies among the labelled pictures: 2. A picture counts once, with its latest label.",
+    ]
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert {name.split("/")[0] for name in archive.namelist()} == {"cat"}
+
+
+def test_of_copies_with_several_labels_the_latest_label_counts(store: Store, tmp_path: Path) -> None:
+    labelled(store, "cat", *(png(seed) for seed in range(3)))
+    first, *_ = labelled(store, "owl", *(png(seed) for seed in range(10, 14)))
+    (copy,) = labelled(store, "cat", png(10))
+    snapshot.write(store, "pets", tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert f"cat/{first}.png" in archive.namelist()
+        assert len(archive.namelist()) == 7
+    store.label(first, "owl", (), None)
+    snapshot.write(store, "pets", tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert f"owl/{first}.png" in archive.namelist()
+        assert not any(copy in name for name in archive.namelist())
+
+
 def test_too_little_says_what_to_do(store: Store, tmp_path: Path) -> None:
     labelled(store, None, png(1))
     with pytest.raises(DatasetError, match=r"GET /feedback/queue\?model=pets") as none:

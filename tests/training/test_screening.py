@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.sources import Files, classes, make, png
+from tests.encoding import encode
+from tests.training.sources import Files, classes, draw, make, png
 from training import screening
 from training.preflight import Findings
 
@@ -12,7 +13,9 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tar.xz")
 
 
 def screen(path: Path, max_files: int = 1000, max_pixels: int = 10**6, least: int = 2) -> Findings:
-    return screening.screen(path, "pets.zip", max_files, max_pixels, least)
+    found = screening.screen(path, "pets.zip", max_files, max_pixels, least, lambda: False)
+    assert found
+    return found
 
 
 @pytest.mark.parametrize("kind", ARCHIVES)
@@ -79,3 +82,30 @@ def test_a_large_archive_is_not_decoded_here(tmp_path: Path, monkeypatch: pytest
     assert screen(path).errors != []
     monkeypatch.setattr(screening, "DECODED_AT_ONCE", 1000)
     assert screen(path).errors == []
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+@pytest.mark.parametrize(("budget", "accepted"), [(4, False), (3, True)])
+def test_no_more_pixels_are_decoded_here_than_the_budget_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, budget: int, accepted: bool
+) -> None:
+    large = {f"cat/large{number}.png": encode(draw(number, 100, 80)) for number in range(3)}
+    damaged = {"dog/x.png": encode(draw(9, 100, 80))[:-200]}
+    path = make(tmp_path, kind, {**large, **damaged, **classes({"cat": 20, "dog": 20})})
+    monkeypatch.setattr(screening, "PIXELS_AT_ONCE", budget * 100 * 80)
+    assert (screen(path).errors == []) == accepted
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+@pytest.mark.parametrize("looks", [0, 10, 50])
+def test_it_stops_between_two_files(tmp_path: Path, kind: str, looks: int) -> None:
+    path = make(tmp_path, kind, classes({"cat": 20, "dog": 20}))  # 40 that are listed, then decoded
+    asked = 0
+
+    def stopped() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > looks
+
+    assert screening.screen(path, "pets.zip", 1000, 10**6, 2, stopped) is None
+    assert asked <= looks + 3
