@@ -144,6 +144,16 @@ def write_pictures(figures: Mapping[str, Any], classes: Sequence[str], folder: P
         write_corruptions(figures["corruptions"], folder / "corruptions.png")
 
 
+def class_rows(per_class: Mapping[str, Mapping[str, float]]) -> str:
+    """A row of a Markdown table for each class; one without a picture has a count alone."""
+
+    def shares(row: Mapping[str, float]) -> str:
+        return " | ".join(f"{row[key]:.1%}" if row["count"] else "-" for key in ("precision", "recall", "f1"))
+
+    rows = ((name.replace("|", r"\|"), shares(row), row["count"]) for name, row in per_class.items())
+    return "\n".join(f"| {name} | {found} | {count:,} |" for name, found, count in rows)
+
+
 def write_card(manifest: Manifest, path: Path) -> None:
     """Write the model card (Mitchell et al. 2019, arXiv:1810.03993) as Markdown."""
     test = manifest.metrics["test"]
@@ -153,10 +163,7 @@ def write_card(manifest: Manifest, path: Path) -> None:
     made = (
         f" The {' and '.join(data.made_splits)} split was cut from the training pictures." if data.made_splits else ""
     )
-    rows = "\n".join(
-        f"| {name} | {row['precision']:.1%} | {row['recall']:.1%} | {row['f1']:.1%} | {row['count']:,} |"
-        for name, row in test["per_class"].items()
-    )
+    rows = class_rows(test["per_class"])
     size = manifest.input_size
     accuracy = f"{test['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"
     temperature = f"temperature {manifest.temperature:.3f}"
