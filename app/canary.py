@@ -16,8 +16,6 @@ from training.errors import ArtifactError
 
 log = logging.getLogger(__name__)
 
-FILE = artifact.CANARY
-
 Percent = Annotated[float, Field(gt=0, lt=100)]
 Slowdown = Annotated[float, Field(gt=1)]
 
@@ -45,7 +43,7 @@ def read(models: Path, name: str) -> Canary | None:
         ConflictError: the file is unreadable.
     """
     catalog.check_model(models, name)
-    path = models / name / FILE
+    path = models / name / artifact.CANARY
     try:
         return Canary.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -167,7 +165,7 @@ def _production(models: Path, name: str) -> int:
 
 
 def _write(models: Path, name: str, canary: Canary) -> None:
-    path = models / name / FILE
+    path = models / name / artifact.CANARY
     try:
         artifact.replace_file(path, canary.model_dump_json(indent=1) + "\n")
     except ArtifactError as error:

@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 from pydantic import BaseModel, Field
 
-from app import canary, catalog
+from app import catalog
 from app.canary import Canary
 from app.errors import ModelUnavailableError, NotReadyError, UnknownModelError, UnusableVersionError
 from app.loader import Loader, Served
@@ -310,7 +310,7 @@ class Registry:
         """The files of a model that say what answers, those of the versions in memory among them."""
         folder = self._models / name
         loaded = (artifact.folder(self._models, name, version) for version in self._loader.versions(name))
-        return [folder / artifact.ALIASES, folder / canary.FILE, *(path / artifact.MANIFEST for path in loaded)]
+        return [folder / artifact.ALIASES, folder / artifact.CANARY, *(path / artifact.MANIFEST for path in loaded)]
 
 
 def _stamp(path: Path) -> Stamp:

@@ -61,7 +61,7 @@ class Server:
     def _ready(self) -> bool:
         try:
             return httpx.get(f"{self.url}/readyz", timeout=60).status_code == 200
-        except httpx.ConnectError:  # with several workers, the port is known before they listen
+        except httpx.ConnectError:  # with several workers, the port is known a moment before it is listened on
             return False
 
     def wait_logged(self, text: str) -> None:

@@ -25,7 +25,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(shared: Path) -> Path:
     """Four versions, the fourth damaged; the first is in production, and none is on trial."""
     artifact.write_aliases(shared, "pets", Aliases(production=1, history=(1,)))
-    (shared / "pets" / canary.FILE).unlink(missing_ok=True)
+    (shared / "pets" / artifact.CANARY).unlink(missing_ok=True)
     return shared
 
 
@@ -115,7 +115,7 @@ def test_no_trial_to_stop(models: Path, tmp_path: Path) -> None:
 
 
 def test_unreadable_file(models: Path, tmp_path: Path) -> None:
-    (models / "pets" / canary.FILE).write_text("{")
+    (models / "pets" / artifact.CANARY).write_text("{")
     with pytest.raises(ConflictError, match="Remove it, or start a trial anew"):
         canary.read(models, "pets")
     promotion.promote(models, tmp_path, "pets", 2, "me")  # is not kept from its work

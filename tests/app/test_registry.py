@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from app import canary
 from app.errors import ModelUnavailableError, NotReadyError, UnknownModelError, UnusableVersionError
 from app.registry import Registry
 from app.serving.engines import Engines
@@ -377,7 +376,7 @@ def test_names_that_nobody_gave_leave_nothing_behind(
 ) -> None:
     artifacts.write(tmp_path / "models", "pets", seed=1)
     (tmp_path / "pets").mkdir()
-    (tmp_path / "pets" / canary.FILE).write_text("no trial")
+    (tmp_path / "pets" / artifact.CANARY).write_text("no trial")
 
     async def scenario(registry: Registry) -> None:
         logged = len(caplog.records)

@@ -10,7 +10,6 @@ import httpx
 import pytest
 from PIL import Image
 
-from app import canary
 from tests.app import artifacts
 from tests.app.load import LONG, PICTURES, load
 from tests.app.pictures import direct, png
@@ -51,7 +50,7 @@ def server(shared: Path, data: Path) -> Iterator[Server]:
 def client(server: Server, shared: Path) -> Iterator[httpx.Client]:
     """A client of the server, which has version 1 in production, and none that was ever on trial."""
     artifact.write_aliases(shared, "pets", Aliases(production=1, history=(1,)))
-    (shared / "pets" / canary.FILE).unlink(missing_ok=True)
+    (shared / "pets" / artifact.CANARY).unlink(missing_ok=True)
     with httpx.Client(base_url=server.url, timeout=LONG) as connected:
         while (now := connected.get("/models/pets").json())["serving"] != 1 or now["trial"]:
             pass
