@@ -437,11 +437,16 @@ def predicting(server: Server) -> Iterator[list[str]]:
 
 
 def child_of(process: int) -> int:
-    """The one child of a process."""
-    (child,) = subprocess.run(
-        ["ps", "--ppid", str(process), "-o", "pid="], capture_output=True, text=True, check=True
-    ).stdout.split()
-    return int(child)
+    """The one child of a process, which a worker starts a little after its job counts as running."""
+    end = time.monotonic() + END_SECONDS
+    while time.monotonic() < end:
+        found = subprocess.run(
+            ["ps", "--ppid", str(process), "-o", "pid="], capture_output=True, text=True, check=False
+        ).stdout
+        if found:
+            return int(found)
+        time.sleep(0.02)
+    raise AssertionError(f"process {process} has started no other")
 
 
 def wait_gone(process: int) -> None:
