@@ -98,10 +98,11 @@ async def submit(
     """
     # Ids sort by time, which the queue goes by for jobs of the same second.
     job = str(uuid.uuid5(_KEYS, idempotency_key)) if idempotency_key else uuid7.new()
-    async with intake.receive(request, service.settings.data_dir) as received:
-        # Before they are gathered: the labels that the job was made of may be gone.
-        found = await asyncio.to_thread(_find_gathered, service, job, received) if idempotency_key else None
-        accepted = found or await _accept(request, service, job, received)
+    async with intake.receive(request, service.settings.data_dir) as upload:
+        # Asked before feedback is gathered, as the labels that the job was made of may be gone. What a job starts from,
+        # and how it is screened, is no part of what was asked for.
+        found = await asyncio.to_thread(service.jobs.find, job, _asked(upload, None)) if idempotency_key else None
+        accepted = found or await _accept(request, service, job, upload)
     response.headers["Location"] = f"{request.scope.get('root_path', '')}{router.prefix}/{accepted.id}"
     return Accepted(id=accepted.id, status=accepted.status)
 
@@ -154,11 +155,9 @@ def cancel(service: ServiceDep, job: str) -> Job:
     return service.jobs.cancel(job)
 
 
-async def _accept(request: Request, service: Service, job: str, received: intake.Received) -> Job:
-    upload = await intake.complete(received, service.recorder.store if service.recorder else None)
-    # What a job starts from, and how it is screened, is no part of what was asked for.
-    if found := await asyncio.to_thread(service.jobs.find, job, _asked(upload, None)):
-        return found
+async def _accept(request: Request, service: Service, job: str, upload: intake.Upload) -> Job:
+    if upload.gathered:
+        upload = await intake.gather(upload, service.recorder.store if service.recorder else None)
     start = await asyncio.to_thread(_start, service, upload.form)
     await _screen(request, service, upload, start)
     return await asyncio.to_thread(_submit, service, job, upload, start)
@@ -175,7 +174,7 @@ async def _screen(request: Request, service: Service, upload: intake.Upload, sta
             findings = await asyncio.get_running_loop().run_in_executor(
                 _SCREENING,
                 screening.screen,
-                upload.archive,
+                upload.folder / upload.archive,
                 upload.filename,
                 settings.max_dataset_files,
                 settings.max_pixels,
@@ -191,22 +190,15 @@ async def _screen(request: Request, service: Service, upload: intake.Upload, sta
 
 
 def _submit(service: Service, job: str, upload: intake.Upload, start: str | None) -> Job:
-    JobFolder(service.settings.data_dir, job).adopt(upload.folder, upload.archive.name)
+    JobFolder(service.settings.data_dir, job).adopt(upload.folder, upload.archive)
     return service.jobs.submit(job, _asked(upload, start))
-
-
-def _find_gathered(service: Service, job: str, received: intake.Received) -> Job | None:
-    if not received.gathered:
-        return None
-    asked = JobRequest(**received.form.model_dump(), start=None, dataset="", dataset_sha256="", gathered=True)
-    return service.jobs.find(job, asked)
 
 
 def _asked(upload: intake.Upload, start: str | None) -> JobRequest:
     return JobRequest(
         **upload.form.model_dump(),
         start=start,
-        dataset=upload.archive.name,
+        dataset=upload.archive,
         dataset_sha256=upload.sha256,
         gathered=upload.gathered,
         warnings=upload.warnings,

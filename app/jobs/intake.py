@@ -5,7 +5,7 @@ import errno
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -34,42 +34,34 @@ _PART = "archive"
 
 
 @dataclass(frozen=True)
-class Received:
-    """A form that was received whole.
+class Upload:
+    """A form with its archive.
 
     Attributes:
-        folder: holds the archive alone, if one was sent; deleted in the end unless it was renamed.
+        folder: holds the archive alone; deleted in the end unless it was renamed.
         filename: of the archive, as the client named it.
-        gathered: whether the archive is to be made of feedback.
+        gathered: whether the archive is made of feedback.
+        archive: name of the file in `folder`, made of its hash; empty until the archive is there.
+        warnings: what the user should know of how it was made.
     """
 
     form: Form
     folder: Path
     filename: str
     gathered: bool
-
-
-@dataclass(frozen=True)
-class Upload(Received):
-    """A form with its archive.
-
-    Attributes:
-        archive: the file, named by its hash.
-        warnings: what the user should know of how it was made.
-    """
-
-    archive: Path
-    sha256: str
-    warnings: tuple[str, ...]
+    archive: str = ""
+    sha256: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @asynccontextmanager
-async def receive(request: Request, data_dir: Path) -> AsyncIterator[Received]:
-    """Read the form of `POST /finetune`.
+async def receive(request: Request, data_dir: Path) -> AsyncIterator[Upload]:
+    """Read the form of `POST /finetune`, and the archive unless it is to be gathered.
 
     Raises:
         UnsupportedMediaError: the body is no multipart form.
         InvalidRequestError: a field is missing, unknown or wrong; all such fields are named.
+        DatasetError: the file is of no kind that can be read.
         DiskFullError: there is no room for the archive, be it sent or made inside the block.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -82,28 +74,35 @@ async def receive(request: Request, data_dir: Path) -> AsyncIterator[Received]:
         if filename is None:
             filename = f"{fields.pop(FIELD)}.zip"
             fields["classes"] = fields.get("classes") or "add"  # few labels name every class, and none is to be lost
-        yield Received(_validate(fields), folder, filename, gathered)
+        upload = Upload(_validate(fields), folder, filename, gathered)
+        yield upload if gathered else await asyncio.to_thread(_named, upload)
     except OSError as error:
         raise _no_room(error) from error
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def complete(received: Received, store: Store | None) -> Upload:
-    """Make the archive if it is to be made of feedback, and name it by its hash.
+async def gather(upload: Upload, store: Store | None) -> Upload:
+    """Make the archive of labelled predictions.
 
     Args:
         store: the predictions that are kept, if any are.
 
     Raises:
-        DatasetError: the file is of no kind that can be read, or too few predictions are labelled.
-        FeedbackOffError: labelled predictions are asked for, and none are kept.
+        DatasetError: too few predictions are labelled.
+        FeedbackOffError: none are kept.
     """
-    form, folder, filename, gathered = received.form, received.folder, received.filename, received.gathered
-    warnings = await asyncio.to_thread(_gather, store, form, folder / _PART) if gathered else []
-    sha256 = await asyncio.to_thread(file_sha256, folder / _PART)
-    archive = (folder / _PART).rename(folder / f"{sha256}{_ending(filename)}")
-    return Upload(form, folder, filename, gathered, archive, sha256, tuple(warnings))
+    if store is None:
+        raise FeedbackOffError()
+    warnings = await asyncio.to_thread(snapshot.write, store, upload.form.name, upload.folder / _PART)
+    return replace(await asyncio.to_thread(_named, upload), warnings=tuple(warnings))
+
+
+def _named(upload: Upload) -> Upload:
+    sha256 = file_sha256(upload.folder / _PART)
+    archive = f"{sha256}{_ending(upload.filename)}"
+    (upload.folder / _PART).rename(upload.folder / archive)
+    return replace(upload, archive=archive, sha256=sha256)
 
 
 def _make_room(data_dir: Path) -> Path:
@@ -117,12 +116,6 @@ def _no_room(error: OSError) -> Exception:
     if error.errno not in _NO_ROOM:
         return error
     return DiskFullError("There is no room on the service's disk for the archive. Nothing was kept; try again later.")
-
-
-def _gather(store: Store | None, form: Form, path: Path) -> list[str]:
-    if store is None:
-        raise FeedbackOffError()
-    return snapshot.write(store, form.name, path)
 
 
 async def _read(request: Request, folder: Path) -> tuple[str | None, dict[str, str]]:
