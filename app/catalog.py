@@ -19,11 +19,9 @@ def check_model(models: Path, name: str) -> None:
     Raises:
         UnknownModelError: there is none; the message names those there are.
     """
-    there = artifact.names(models)
-    if not there:
-        raise UnknownModelError(no_models(models))
-    if name not in there:
-        raise UnknownModelError(unknown_model(name, there))
+    if not artifact.is_model(models, name):
+        there = artifact.names(models)
+        raise UnknownModelError(unknown_model(name, there) if there else no_models(models))
 
 
 def check_version(models: Path, name: str, version: int) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
@@ -79,60 +79,14 @@ def create_app(settings: Settings | None = None) -> App:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        _end_with_supervisor()
-        machine.reuse_freed_memory()
-        shares = machine.divide(settings.workers)
-        # The threads that compute and decode get Python's lock from the event loop after this long, not after 5 ms.
-        sys.setswitchinterval(_SWITCH_SECONDS)
-        # The 130,000 objects of imported libraries stay. To look for garbage among them would hold all requests up, for
-        # 25 ms each time, and for more with torch. Nor is there much to find after every third request.
-        gc.freeze()
-        gc.set_threshold(_GARBAGE_OBJECTS)
-        apart = shares_two_processors()
-        engines = Engines(
-            settings.engine, device, shares.engine, settings.max_batch, settings.data_dir / "engines", apart
-        )
-        service = Service(
-            settings,
-            Registry(
-                settings.models_dir,
-                settings.default_model,
-                engines,
-                _max_memory(settings),
-                data_dir=settings.data_dir,
-            ),
-            Decoder(settings.max_pixels, shares.decode, settings.max_decode_pixels),
-            Admission(settings.max_inflight, settings.max_inflight_bytes, settings.max_wait_seconds),
-            JobQueue(settings),
-            asyncio.Event(),
-            _recorder(settings),
-        )
-        app.state.service = service
-        # Beside the server, not before it: it can say that it lives and is not ready while models load.
-        loading = asyncio.create_task(service.registry.load_all())
-        if settings.workers > 1:
-            # The workers share one port, and nobody can choose which of them answers: only those that are ready listen.
-            await loading
-        background = Background(watched=apart)
-        following = asyncio.create_task(_follow(service.registry, loading, background))
-        try:
+        _prepare_process()
+        async with _running(settings, device) as service:
+            app.state.service = service
             yield State(
                 receive_seconds=settings.max_receive_seconds,
                 stopping=service.stopping,
                 refusals=Refusals(service.admission),
             )
-        finally:
-            engines.close()  # first: loading waits for what is being tried
-            for task in (loading, following):
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-            await service.registry.close()
-            service.decoder.close()
-            service.jobs.close()
-            if service.recorder:
-                service.recorder.close()
-            ACCESS.flush()  # a worker process is ended by the signal that stops it
 
     app = App(
         title="Refit",
@@ -169,6 +123,61 @@ def _add_layers(app: App, settings: Settings, keys: Sequence[str]) -> None:
     checks = [Origins(None if keys else settings.hosts).check, *([Keys(keys).check] if keys else [])]
     app.add_middleware(Guard, checks=checks)
     app.predictions = Entrance(predict.predict, uploads, checks)
+
+
+def _prepare_process() -> None:
+    _end_with_supervisor()
+    machine.reuse_freed_memory()
+    # The threads that compute and decode get Python's lock from the event loop after this long, not after 5 ms.
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    # The 130,000 objects of imported libraries stay. To look for garbage among them would hold all requests up, for
+    # 25 ms each time, and for more with torch. Nor is there much to find after every third request.
+    gc.freeze()
+    gc.set_threshold(_GARBAGE_OBJECTS)
+
+
+@asynccontextmanager
+async def _running(settings: Settings, device: Literal["cpu", "cuda"]) -> AsyncIterator[Service]:
+    """The service with all that works beside the requests; everything is ended with the block."""
+    shares = machine.divide(settings.workers)
+    apart = shares_two_processors()
+    cache = settings.data_dir / "engines"
+    engines = Engines(settings.engine, device, shares.engine, settings.max_batch, cache, apart)
+    service = Service(
+        settings,
+        Registry(
+            settings.models_dir, settings.default_model, engines, _max_memory(settings), data_dir=settings.data_dir
+        ),
+        Decoder(settings.max_pixels, shares.decode, settings.max_decode_pixels),
+        Admission(settings.max_inflight, settings.max_inflight_bytes, settings.max_wait_seconds),
+        JobQueue(settings),
+        asyncio.Event(),
+        _recorder(settings),
+    )
+    # Beside the server, not before it: it can say that it lives and is not ready while models load.
+    loading = asyncio.create_task(service.registry.load_all())
+    if settings.workers > 1:
+        # The workers share one port, and nobody can choose which of them answers: only those that are ready listen.
+        await loading
+    following = asyncio.create_task(_follow(service.registry, loading, Background(watched=apart)))
+    try:
+        yield service
+    finally:
+        engines.close()  # first: loading waits for what is being tried
+        for task in (loading, following):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await _close(service)
+
+
+async def _close(service: Service) -> None:
+    await service.registry.close()
+    service.decoder.close()
+    service.jobs.close()
+    if service.recorder:
+        service.recorder.close()
+    ACCESS.flush()  # a worker process is ended by the signal that stops it
 
 
 def _end_with_supervisor() -> None:

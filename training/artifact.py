@@ -130,12 +130,16 @@ def folder(models: Path, name: str, version: int) -> Path:
     return models / name / str(version)
 
 
+def is_model(models: Path, name: str) -> bool:
+    """Whether there is a model of that name: one that has a version or aliases."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        return False
+    return bool(versions(models, name)) or (models / name / ALIASES).exists()
+
+
 def names(models: Path) -> list[str]:
-    """Names of the models that have a version or aliases, sorted."""
-    if not models.is_dir():
-        return []
-    found = (path.name for path in models.iterdir() if path.is_dir() and re.fullmatch(NAME_PATTERN, path.name))
-    return sorted(name for name in found if versions(models, name) or (models / name / ALIASES).exists())
+    """Names of the models, sorted."""
+    return sorted(path.name for path in models.iterdir() if is_model(models, path.name)) if models.is_dir() else []
 
 
 def versions(models: Path, name: str) -> list[int]:

@@ -114,4 +114,4 @@ def memory_errors(advice: str) -> Iterator[None]:
         known = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not known and "DefaultCPUAllocator" not in str(error):
             raise
-        raise TrainingError(f"Memory ran out. {advice} The last good checkpoint is kept.") from error
+        raise TrainingError(f"Memory ran out. {advice}") from error

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.data import Split
+from training.device import CPU
 
 _PIXELS = 500 * 32 * 32  # of the pictures that are computed at once
 _BINS = 15  # of the calibration error, as in Guo et al. 2017
@@ -41,6 +42,11 @@ def logits(
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             rows.append(network(ready).float().cpu())
     return torch.cat(rows)
+
+
+def answers(script: Callable[[Tensor], Tensor], images: Tensor, device: torch.device = CPU) -> Tensor:
+    """Calibrated logits float32 [N, classes] of an exported file, which takes uint8 [N, 3, H, W] as it is."""
+    return logits(script, lambda batch: batch, images, device)
 
 
 def score(

@@ -17,8 +17,8 @@ from training.artifact import Manifest
 from training.base import Base
 from training.checkpoint import Checkpoint
 from training.data import Partition, Split
-from training.device import choose_device
-from training.errors import InputError, TrainingError
+from training.device import choose_device, memory_errors
+from training.errors import InputError
 from training.head import Choice, Examples, Scale, cross_validate, features, fit
 from training.layers import head_of
 from training.lineage import NOWHERE, TEST, TRAIN, VALIDATION, lineage, placed, places
@@ -89,12 +89,13 @@ def finetune(job: FinetuneJob, sinks: Sequence[Sink] = (), resume: bool = False)
     recipe = make_recipe(job, plan, base.manifest, str(base), parts.train.labels)
     network = base.adapted(plan.classes, plan.levels).to(device).to(memory_format=torch.channels_last)
     work = _Work(job, base, plan, parts, device, sinks)
-    head, choice = _fit_head(work, recipe, network)
-    recipe = _with_flips(recipe, choice.mirrored)
-    identity = _identity(work, recipe, dataset.sha256, where)
-    written = run.Job(recipe, job.source, job.name, job.models, job.seed, job.device, job.command, job.unfinished)
-    checkpoint = Checkpoint(written.checkpoint, identity, resume)
-    history = _unfreeze(work, recipe, network, head, checkpoint)
+    with memory_errors(f"Lower batch_size, now {recipe.batch_size}. The last good checkpoint is kept."):
+        head, choice = _fit_head(work, recipe, network)
+        recipe = _with_flips(recipe, choice.mirrored)
+        identity = _identity(work, recipe, dataset.sha256, where)
+        written = run.Job(recipe, job.source, job.name, job.models, job.seed, job.device, job.command, job.unfinished)
+        checkpoint = Checkpoint(written.checkpoint, identity, resume)
+        history = _unfreeze(work, recipe, network, head, checkpoint)
     network.cpu().eval().load_state_dict(run.stored(network, recipe.weights))
     metrics: dict[str, Any] = {"forgetting": _forgotten(work, network, memory)}
     if sum(map(len, dataset.splits.values())) < _FEW:
@@ -306,21 +307,18 @@ def _unfreeze(work: _Work, recipe: Recipe, network: nn.Module, head: Epoch, chec
     if work.plan.fate != "replace":
         teacher = work.base.network().to(work.device)
         penalty = forgetting.distillation(teacher, len(work.base.manifest.classes))
-    try:
-        history = loop.train(
-            network,
-            work.parts,
-            recipe,
-            seed=work.job.seed,
-            device=work.device,
-            normalise=work.base.normalise,
-            sinks=work.sinks,
-            checkpoint=checkpoint,
-            earlier=[head],
-            penalty=penalty,
-        )
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f"Memory ran out on {work.device}. Lower --batch-size, now {recipe.batch_size}.") from error
+    history = loop.train(
+        network,
+        work.parts,
+        recipe,
+        seed=work.job.seed,
+        device=work.device,
+        normalise=work.base.normalise,
+        sinks=work.sinks,
+        checkpoint=checkpoint,
+        earlier=[head],
+        penalty=penalty,
+    )
     lora.merge_adapters(network)
     return history
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training import evaluate
+from training.device import CPU
 from training.evaluate import accuracy_interval
 from training.replay import Memory
 
@@ -54,8 +55,7 @@ def measure(
     """
     labels = memory.test.labels
     right = [
-        evaluate.logits(network, normalise, memory.test.images, torch.device("cpu")).argmax(1) == labels
-        for network in (before, after)
+        evaluate.logits(network, normalise, memory.test.images, CPU).argmax(1) == labels for network in (before, after)
     ]
     shares = [float(row.double().mean()) for row in right]
     return {

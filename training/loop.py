@@ -73,7 +73,7 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
 
     Raises:
         InputError: the batch cannot be divided among the processes, or there are fewer pictures.
-        TrainingError: the loss is no longer finite, or memory ran out; the last good checkpoint is kept.
+        TrainingError: the loss is no longer finite; the last good checkpoint is kept.
     """
     _check_batch(recipe, len(data.train), group)
     choose_algorithms(device, recipe.epochs * (len(data.train) // recipe.batch_size))

@@ -56,9 +56,9 @@ def share(processes: int) -> int:
 def divide(processes: int = 1) -> Shares:
     """Divide this process's share of the processors among engine and decoding, and log why.
 
-    Both get all of it: an engine computes at most one batch at a time and decoding waits while nothing was uploaded,
-    so a fixed division would leave processors idle. One thread more decodes, for what the others wait for Python's
-    lock. The event loop needs little and comes first in the kernel's queue because it sleeps most of the time.
+    Both get all of it: what an engine computes at a time has all of them together, and decoding waits while nothing was
+    uploaded, so a fixed division would leave processors idle. One thread more decodes, for what the others wait for
+    Python's lock. The event loop needs little and comes first in the kernel's queue because it sleeps most of the time.
 
     Args:
         processes: how many serving processes share the processors.

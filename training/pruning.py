@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from training import loop, resnet, run
 from training.artifact import Manifest
 from training.base import Base
-from training.device import choose_device
+from training.device import choose_device, memory_errors
 from training.errors import InputError
 from training.lineage import partition
 from training.recipe import Recipe
@@ -75,9 +75,10 @@ def prune(task: Pruning, sinks: Sequence[Sink] = ()) -> Manifest:
     log.info("pruned from %d to %d weights", _weights(wide), _weights(network))
     network.prepare = None  # type: ignore[assignment]  # a first layer that was set from the data stays as it is
     device = choose_device(task.device)
-    history = loop.train(
-        network, parts, job.recipe, seed=job.seed, device=device, normalise=base.normalise, sinks=sinks
-    )
+    with memory_errors(f"Its batches are of {job.recipe.batch_size}: prune it on a machine with more of it."):
+        history = loop.train(
+            network, parts, job.recipe, seed=job.seed, device=device, normalise=base.normalise, sinks=sinks
+        )
     origin = run.Origin(parent=str(base), places=parent.data.places if same else None)
     return run.write(job, dataset, parts, network.cpu(), base.normalise, history, device, origin)
 

@@ -97,7 +97,7 @@ def _parts(base: Base, source: str) -> Partition:
 def _accuracy(folder: Path, split: Split) -> float:
     """Share of right answers of the file that is served."""
     script = export.load_script(folder / artifact.SCRIPT, CPU)
-    return evaluate.accuracy(evaluate.logits(script, lambda batch: batch, split.images, CPU), split.labels)
+    return evaluate.accuracy(evaluate.answers(script, split.images), split.labels)
 
 
 def _size(folder: Path) -> int:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from training import evaluate
+from training.device import CPU
 
 _LEVELS = 255  # steps between the lowest and the highest uint8
 # Of int8 weights. Without VNNI, x86-64 adds two products in 16 bits, and what does not fit is cut off (VPMADDUBSW):
@@ -135,7 +136,7 @@ def fit(network: nn.Module, prepare: Callable[[Tensor], Tensor], images: Tensor)
         seen[part] += [sample, values.amin(0, keepdim=True), values.amax(0, keepdim=True)]
 
     hooks = [part.register_forward_pre_hook(remember) for part in seen]
-    evaluate.logits(network, prepare, images, torch.device("cpu"))
+    evaluate.logits(network, prepare, images, CPU)
     for hook in hooks:
         hook.remove()
     for part, values in seen.items():

@@ -50,7 +50,7 @@ def write_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], pat
 
 def _figure(width: float, height: float) -> "Figure":
     """An empty figure of a size in inches."""
-    # Slow to import, and imported by the service, which never draws.
+    # Slow to import, and not needed until there is something to draw.
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 

@@ -102,7 +102,7 @@ def train(job: Job, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifes
     tune_for_training(device)
     if device.type == "cuda":  # where a whole run may take less time than all imports
         preload(*_NEEDED_LATE)
-    with _memory_errors(job.recipe), group_of(device) as group:
+    with _memory_errors(job.recipe, " The last good checkpoint is kept."), group_of(device) as group:
         if device.type == "cuda" and group.size == 1:  # a thread of one among several would take the first one's GPU
             preload_cuda()
         job, dataset, parts = prepare(job, group)
@@ -174,8 +174,9 @@ def fit(
     return history[best.epoch - 1] if best.epoch else history[-1]
 
 
-def _memory_errors(recipe: Recipe) -> AbstractContextManager[None]:
-    return memory_errors(f"Lower batch_size, now {recipe.batch_size}, or raise accumulate, now {recipe.accumulate}.")
+def _memory_errors(recipe: Recipe, kept: str = "") -> AbstractContextManager[None]:
+    changed = f"Lower batch_size, now {recipe.batch_size}, or raise accumulate, now {recipe.accumulate}."
+    return memory_errors(changed + kept)
 
 
 def _start(recipe: Recipe, parts: data.Partition, classes: Sequence[str], seed: int) -> tuple[nn.Module, Normalisation]:
@@ -418,7 +419,7 @@ def libraries() -> dict[str, str]:
 
 def _probe(script: Callable[[Tensor], Tensor], images: Tensor) -> probe.Probe:
     chosen = images[torch.from_numpy(probe.choose(len(images)))].contiguous()
-    out = evaluate.logits(script, lambda batch: batch, chosen, CPU)
+    out = evaluate.answers(script, chosen)
     return probe.Probe(chosen.numpy(), out.softmax(1).numpy())
 
 
@@ -447,7 +448,7 @@ def check_agreement(
     Raises:
         ArtifactError: any answer differs, or any logit by more than the tolerance.
     """
-    got = evaluate.logits(script, lambda batch: batch, images, device)
+    got = evaluate.answers(script, images, device)
     distance = float((got - expected).abs().max())
     different = int((got.argmax(1) != expected.argmax(1)).sum())
     if not distance <= _SCRIPT_TOLERANCE or different:

@@ -11,6 +11,7 @@ from torch import Tensor
 from training import artifact, corruption, data, evaluate, export, run
 from training.artifact import Manifest
 from training.data import Partition
+from training.device import CPU
 from training.errors import InputError
 from training.lineage import lineage, partition
 from training.normalisation import Normalisation
@@ -50,8 +51,8 @@ def score(
     known = list(lineage(models, manifest))
     whole, scored = _choose_split(dataset, manifest, split, known)
     chosen = whole if split == "train" else _new(whole, dataset.sha256, manifest, known)
-    script = export.load_script(folder / artifact.SCRIPT, torch.device("cpu"))
-    out = evaluate.logits(script, lambda batch: batch, chosen.images, torch.device("cpu"))
+    script = export.load_script(folder / artifact.SCRIPT, CPU)
+    out = evaluate.answers(script, chosen.images)
     found: dict[str, Any] = {"model": name, "version": version, "split": split, "data_sha256": dataset.sha256}
     found |= {"scored": scored, "left_out": len(whole) - len(chosen)}
     found |= evaluate.metrics(out, chosen.labels, manifest.classes)
@@ -87,7 +88,7 @@ def _novelty(folder: Path, manifest: Manifest, script: export.Script, known: Ten
     unknown = torch.cat([split.images for split in strangers.splits.values()])
 
     def confidence(images: Tensor) -> Tensor:
-        out = evaluate.logits(script, lambda batch: batch, images, torch.device("cpu"))
+        out = evaluate.answers(script, images)
         return out.softmax(1).amax(1)
 
     found = {"data_sha256": strangers.sha256, "known": len(known), "unknown": len(unknown)}

@@ -18,6 +18,7 @@ from app.serving.tryout import Result
 log = logging.getLogger(__name__)
 
 _FILE = "choice.json"
+_LOCK = "lock"
 
 
 class Choice(BaseModel):
@@ -75,6 +76,13 @@ def remember(folder: Path, choice: Choice, tried: Sequence[Result]) -> None:
         log.warning("%s cannot be written (%s): the engine is chosen anew at the next start.", folder, error.strerror)
 
 
+def forget(folder: Path) -> None:
+    """Remove the choice, and whatever was converted for it."""
+    for path in folder.iterdir():
+        if path.name != _LOCK:
+            path.unlink()
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[Path | None]:
     """A folder for one process at a time; None if it cannot be written."""
@@ -84,7 +92,7 @@ def _locked(folder: Path) -> Iterator[Path | None]:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
-            lock = stack.enter_context((folder / "lock").open("w"))
+            lock = stack.enter_context((folder / _LOCK).open("w"))
             # Engines that are timed while other processes time theirs all look slow.
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:

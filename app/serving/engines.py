@@ -13,7 +13,7 @@ from typing import Literal
 from app.serving import candidates, native, tryout
 from app.serving.blocks import BlockEngine, Blocks, faster
 from app.serving.candidates import Place
-from app.serving.choice import Choice, recalled, remember
+from app.serving.choice import Choice, forget, recalled, remember
 from app.serving.curve import Curve
 from app.serving.engine import AnyKind, BlockKind, Engine, Kind
 from app.serving.processes import LIMIT_SECONDS, Processes
@@ -44,7 +44,7 @@ _WINOGRAD = 4  # 16 numbers for every 9
 
 @dataclass(frozen=True)
 class Opened:
-    """An engine that is loaded and warmed up, what it is and what its batches cost.
+    """An engine that is loaded, what it is and what its batches cost.
 
     `halves` computes two batches at a time, each with half of the threads, if there is a use for it and can be such an
     engine; `long` says whether batches become so large that they are worth dividing.
@@ -99,18 +99,29 @@ class Engines:
         needed = _bytes(self._kinds(), manifest.files[SCRIPT].size)
         with recalled(self._cache and self._cache / self._name(manifest), needed) as (cache, known):
             place = Place(device=self._device, threads=self._threads, cache=cache)
-            choice = known or self._choose(folder, manifest, place)
-            curve = choice.curve
-            long = curve.undivided < self._max_batch
-            half = candidates.halved(choice.kind, place) if long or self._apart else None
-            engine = _make(choice, folder, manifest, place, large=not half)
-            halves = _make(choice, folder, manifest, half, large=True) if half else None
-            for each in filter(None, (engine, halves)):
-                each.load()
-        engine.warm_up(curve.whole(divided=halves is not None and long))
-        if halves:
-            halves.warm_up(curve.batch)
-        return Opened(engine, choice.kind, curve, halves, long)
+            try:
+                opened = self._load(known or self._choose(folder, manifest, place), folder, manifest, place)
+            except ArtifactError as error:
+                if not known:
+                    raise
+                # As when the power failed before what was converted had reached the disk.
+                log.warning("%s The engine is chosen anew.", error)
+                forget(place.cache)
+                opened = self._load(self._choose(folder, manifest, place), folder, manifest, place)
+        opened.engine.warm_up(opened.curve.whole(divided=opened.halves is not None and opened.long))
+        if opened.halves:
+            opened.halves.warm_up(opened.curve.batch)
+        return opened
+
+    def _load(self, choice: Choice, folder: Path, manifest: Manifest, place: Place) -> Opened:
+        """Load the engine that was chosen; it is not warmed up yet."""
+        long = choice.curve.undivided < self._max_batch
+        half = candidates.halved(choice.kind, place) if long or self._apart else None
+        engine = _make(choice, folder, manifest, place, large=not half)
+        halves = _make(choice, folder, manifest, half, large=True) if half else None
+        for each in filter(None, (engine, halves)):
+            each.load()
+        return Opened(engine, choice.kind, choice.curve, halves, long)
 
     def _kinds(self) -> tuple[Kind, ...]:
         return candidates.possible(self._device) if self._wanted == "auto" else (self._wanted,)

@@ -72,7 +72,7 @@ class OpenVinoEngine:
         try:
             compiled = openvino.Core().compile_model(str(self._path), "CPU", self._options)
         except RuntimeError as error:
-            raise ArtifactError(f"{self._path} cannot be compiled: {error}. Remove it to have it made anew.") from error
+            raise ArtifactError(f"{self._path} cannot be compiled: {error}") from error
         for _ in range(self._instances):
             self._requests.put(compiled.create_infer_request())
 

@@ -85,7 +85,7 @@ def read(path: Path) -> Plan:
                 [file.get_tensor(f"{kind}{at}") for at in range(len(steps))] for kind in ("weights", "shifts")
             )
     except Exception as error:
-        raise ArtifactError(f"{path} cannot be read ({error}). Remove it to have it made anew.") from error
+        raise ArtifactError(f"{path} cannot be read ({error}).") from error
     return Plan(values, steps, weights, shifts)
 
 

@@ -188,6 +188,24 @@ def test_choice_without_an_engine_that_could_not_be_written_is_not_kept(
     assert remembered.exists()
 
 
+@pytest.mark.parametrize(("wanted", "network"), [("openvino-f32", "*.bin"), ("native-f32", "plan.safetensors")])
+def test_what_was_converted_and_got_lost_is_made_anew(
+    wanted: Kind, network: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    needs.compiled()
+    folder = artifacts.write(tmp_path, "cifar10", seed=1)
+    opened(folder, tmp_path / "engines", wanted)
+    (converted,) = (tmp_path / "engines").glob(f"*/{network}")
+    whole = converted.read_bytes()
+    converted.write_bytes(b"")
+    again = opened(folder, tmp_path / "engines", wanted)
+    assert any(f"{converted.parent}" in message and "is chosen anew" in message for message in caplog.messages)
+    pictures = np.stack([picture.decode(png(seed), artifacts.SIZE) for seed in range(4)])
+    assert np.abs(again.engine.predict(pictures) - direct(folder, *map(png, range(4)))).max() < 0.02
+    assert converted.read_bytes() == whole
+    assert converted.with_name("choice.json").exists()
+
+
 def test_full_disk_costs_only_the_memory(tmp_path: Path) -> None:
     folder, engines = artifacts.write(tmp_path, "cifar10", seed=1), tmp_path / "full" / "engines"
     engines.parent.mkdir()

@@ -21,7 +21,7 @@ from training import artifact, data, recipe, replay, resnet, run, scoring
 from training.artifact import Manifest
 from training.base import Base
 from training.data import Dataset, Partition, Split
-from training.errors import ArtifactError, InputError
+from training.errors import ArtifactError, InputError, TrainingError
 from training.finetune import FinetuneJob, _partition, finetune
 from training.lineage import lineage, partition
 from training.replay import REPLAY, Memory
@@ -50,6 +50,13 @@ class Kept:
         self.epochs.append(epoch)
 
 
+class Greedy(Kept):
+    """Wants more memory than there is."""
+
+    def epoch(self, epoch: Epoch) -> None:
+        bytearray(epoch.epoch << 60)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
     """A folder with the model `shapes`, which tells discs from crosses."""
@@ -76,6 +83,12 @@ def weights(models: Path, name: str) -> dict[str, torch.Tensor]:
 
 def card(models: Path, name: str) -> str:
     return (artifact.folder(models, name, 1) / "report" / "card.md").read_text()
+
+
+def test_a_fine_tune_that_needs_too_much_memory_says_what_to_change(models: Path, shapes: Path) -> None:
+    with pytest.raises(TrainingError, match=r"Memory ran out\. Lower batch_size, now 8\."):
+        finetune(job(models, shapes, "greedy", batch_size=8), [Greedy()])
+    assert not artifact.versions(models, "greedy")
 
 
 def test_the_same_classes_keep_their_head_and_learn_from_new_pictures(models: Path, tmp_path: Path) -> None:
