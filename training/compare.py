@@ -101,7 +101,7 @@ def _held_out(
     archive = archives[new.data.sha256]
     assert archive, "a candidate's data is there: it was trained on it just now"  # noqa: S101
     fresh = _read(new, archive)
-    if (new.data.sha256, new.data.seed) == (old.data.sha256, old.data.seed):
+    if _test_split(new) == _test_split(old):
         return {"candidate": fresh.test}
     known = archives.get(old.data.sha256)
     before = _read(old, known) if known else _recall(production, old)
@@ -111,6 +111,12 @@ def _held_out(
         "candidate": fresh.test.without(before.seen),
         "production": before.test.without(torch.cat([_small(fresh.seen), _small(fresh.test.images)])),
     }
+
+
+def _test_split(manifest: Manifest) -> tuple[object, ...]:
+    """All that decides which pictures a version's test split holds: repeats are looked for in its size."""
+    data = manifest.data
+    return data.sha256, data.seed, data.places, manifest.input_size
 
 
 def _read(manifest: Manifest, archive: Path) -> _Known:

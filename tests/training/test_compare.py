@@ -16,6 +16,8 @@ from tests.training.sources import make
 from training import compare, data, recipe, run
 from training.artifact import Manifest
 from training.digest import file_sha256
+from training.finetune import FinetuneJob, finetune
+from training.lineage import partition
 
 OVERRIDES = ("network.arguments={width=8}", "batch_size=16", "optimizer.learning_rate=0.05", "validation=1000")
 KINDS = ("disc", "cross")
@@ -27,8 +29,8 @@ def archive(folder: Path, numbers: range, extra: Mapping[str, bytes] | None = No
     return make(folder, ".zip", {**drawn, **(extra or {})})
 
 
-def train(models: Path, source: Path, epochs: int) -> Manifest:
-    chosen = recipe.load("resnet20", (*OVERRIDES, f"epochs={epochs}"))
+def train(models: Path, source: Path, epochs: int, size: int = 32) -> Manifest:
+    chosen = recipe.load("resnet20", (*OVERRIDES, f"epochs={epochs}", f"network.input_size={size}"))
     return run.train(run.Job(chosen, str(source), "shapes", models, device="cpu"))
 
 
@@ -46,10 +48,15 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, sources: dict[str, Path]) -> tuple[Path, list[Manifest]]:
-    """Versions 1 to 4: a good one, an untrained one, one of more data, one of three classes."""
+    """Versions 1 to 6: a good one, an untrained one, one of more data, one of three classes, and two more of more data:
+    of smaller pictures, and fine-tuned from the first.
+    """
     models = tmp_path_factory.mktemp("models")
     order = (("few", 8), ("few", 1), ("more", 8), ("third", 8))
-    return models, [train(models, sources[source], epochs) for source, epochs in order]
+    versions = [train(models, sources[source], epochs) for source, epochs in order]
+    versions.append(train(models, sources["more"], 1, size=16))
+    tuned = FinetuneJob("shapes@1", str(sources["more"]), "shapes", models, method="head", device="cpu")
+    return models, [*versions, finetune(tuned)]
 
 
 def gate(
@@ -65,7 +72,7 @@ def gate(
 
 def names(path: Path, manifest: Manifest) -> tuple[set[str], set[str]]:
     """A version's test pictures, and those that it was trained on or chosen by."""
-    parts = data.partition(data.load(str(path), 32), 1000, manifest.data.seed)
+    parts = partition(manifest, data.load(str(path), manifest.input_size))
     return set(parts.test.names), {*parts.train.names, *parts.validation.names}
 
 
@@ -93,6 +100,20 @@ def test_no_picture_is_one_that_either_was_trained_on(
     reverse = gate(trained, sources, candidate=1, production=3)["pictures"]
     assert 0 <= reverse["candidate"] <= len(few[0] - more[1])
     assert 0 < reverse["production"] <= len(more[0] - few[1] - few[0])
+
+
+@pytest.mark.parametrize("other", [5, 6])
+def test_nor_where_both_have_the_same_data_split_in_two_ways(
+    trained: tuple[Path, list[Manifest]], sources: dict[str, Path], other: int
+) -> None:
+    plain, differing = trained[1][2], trained[1][other - 1]
+    assert (plain.data.sha256, plain.data.seed) == (differing.data.sha256, differing.data.seed)
+    of_plain, of_other = (names(sources["more"], manifest) for manifest in (plain, differing))
+    for candidate, production, new, old in ((3, other, of_plain, of_other), (other, 3, of_other, of_plain)):
+        assert new[0] & old[1], "one was trained on the other's test pictures, or this tests nothing"
+        pictures = gate(trained, sources, candidate, production)["pictures"]
+        assert 0 < pictures["candidate"] <= len(new[0] - old[1])
+        assert pictures["production"] <= len(old[0] - new[1] - new[0])
 
 
 def test_a_class_that_a_version_does_not_know_is_a_wrong_answer(
