@@ -143,14 +143,17 @@ def fit(
     seed: int,
     device: torch.device,
     sinks: Sequence[Sink] = (),
+    tested: bool = False,
 ) -> Epoch:
     """Train a network for its figures alone: no checkpoint, no artifact.
 
     Args:
         models: where a teacher is looked for, if the recipe names one.
+        tested: whether to score the network that the run ends with on the test split, once.
 
     Returns:
-        The epoch whose weights the network ends with: the best one with early stopping, else the last.
+        The epoch whose weights the network ends with: the best one with early stopping, else the last. If `tested`, the
+        figures that it names after the validation split are those of the test split.
 
     Raises:
         InputError: the recipe does not fit the data.
@@ -171,7 +174,28 @@ def fit(
             penalty=_teacher(models, recipe, classes, device, normalise),
             best=best,
         )
-    return history[best.epoch - 1] if best.epoch else history[-1]
+        kept = history[best.epoch - 1] if best.epoch else history[-1]
+        return _tested(kept, network, normalise, parts, recipe, device) if tested else kept
+
+
+def _tested(
+    epoch: Epoch,
+    network: nn.Module,
+    normalise: Normalisation,
+    parts: data.Partition,
+    recipe: Recipe,
+    device: torch.device,
+) -> Epoch:
+    """The epoch with the figures of the test split."""
+    scores = evaluate.score(network, normalise, parts.test, device, loop.autocast_dtype(recipe, device))
+    robustness = _robustness(network, normalise, parts, recipe).get("robustness", {})
+    return replace(
+        epoch,
+        val_loss=scores.loss,
+        val_accuracy=scores.accuracy,
+        val_macro_f1=scores.macro_f1,
+        val_robust_accuracy=robustness.get("accuracy"),
+    )
 
 
 def _memory_errors(recipe: Recipe, kept: str = "") -> AbstractContextManager[None]:

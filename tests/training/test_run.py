@@ -17,6 +17,7 @@ from tests.training.command import FAST, METHODS, command, training
 from tests.training.runs import partition
 from tests.training.shapes import write_shapes
 from training import artifact, data, evaluate, export, loop, recipe, resnet, run
+from training.adversarial import robust_accuracy, strong
 from training.calibration import Calibration
 from training.distributed import Group
 from training.errors import ArtifactError, InputError, TrainingError
@@ -222,6 +223,30 @@ def test_the_figures_of_a_fit_are_those_of_the_network_that_it_ends_with(tmp_pat
     assert (kept.val_accuracy > history[-1].val_accuracy) == (stopping is not None)
     left = evaluate.score(network, normalise, parts.validation, cpu, torch.float32)
     assert (kept.val_loss, kept.val_accuracy, kept.val_macro_f1) == (left.loss, left.accuracy, left.macro_f1)
+
+
+def test_a_fit_that_is_tested_gives_the_test_figures_of_the_network_that_it_ends_with(tmp_path: Path) -> None:
+    cpu, names = torch.device("cpu"), ("left", "right")
+    parts = partition()
+    parts = dataclasses.replace(parts, validation=parts.validation.relabelled(torch.tensor([1, 0])))
+    settings = ["network.arguments={width=8}", "epochs=6", "batch_size=16", "precision='float32'"]
+    settings += ["early_stopping={metric='loss', patience=9}", "adversarial={radius=2, step=2.5}"]
+    chosen = recipe.load("resnet20", settings)
+    kept = run.fit(chosen, parts, names, tmp_path, seed=0, device=cpu, tested=True)
+    network, normalise = run._start(chosen, parts, names, 0)
+    history = loop.train(network, parts, chosen, seed=0, device=cpu, normalise=normalise)
+    epoch = min(history, key=lambda epoch: epoch.val_loss)
+    assert epoch != history[-1], "the last epoch is the best, or this tests nothing"
+    left = evaluate.score(network, normalise, parts.test, cpu, torch.float32)
+    robust = robust_accuracy(network, normalise, parts.test, strong(2), seed=0)
+    assert kept == dataclasses.replace(
+        epoch,
+        val_loss=left.loss,
+        val_accuracy=left.accuracy,
+        val_macro_f1=left.macro_f1,
+        val_robust_accuracy=robust,
+        seconds=kept.seconds,
+    )
 
 
 def test_weights_that_their_format_cannot_hold_are_not_blamed_on_the_exporter(tmp_path: Path) -> None:
