@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from training import evaluate, loop
+from training.adversarial import robust_accuracy, strong
 from training.data import Partition, Split
 from training.normalisation import Normalisation
 from training.recipe import LowResolution, Optimizer, Recipe
@@ -55,6 +56,12 @@ def run_seconds(
     started = time.perf_counter()
     evaluate.score(copied, normalise, few.validation, device, loop.autocast_dtype(recipe, device))
     seconds += (time.perf_counter() - started) * len(data.validation) / len(few.validation)
+    if recipe.adversarial:
+        part = loop.attacked(data.validation)
+        some = _first(part, recipe.batch_size)
+        started = time.perf_counter()
+        robust_accuracy(copied, normalise, some, strong(recipe.adversarial.radius), seed=0)
+        seconds += (time.perf_counter() - started) * len(part) / len(some)
     return recipe.epochs * seconds
 
 

@@ -264,9 +264,13 @@ def _robust_accuracy(parts: _Parts, validation: Split) -> float | None:
     """Watched during the run: training on weak attacks can fail all at once (Wong et al. 2020, section 5.4)."""
     if not parts.attack:
         return None
-    some = torch.arange(len(validation)) % math.ceil(len(validation) / _ATTACKED) == 0
     attack = strong(parts.attack.radius)
-    return robust_accuracy(parts.judged, parts.normalise, validation.subset(some), attack, parts.seed)
+    return robust_accuracy(parts.judged, parts.normalise, attacked(validation), attack, parts.seed)
+
+
+def attacked(validation: Split) -> Split:
+    """The part of the validation split that is attacked after each epoch of adversarial training."""
+    return validation.subset(torch.arange(len(validation)) % math.ceil(len(validation) / _ATTACKED) == 0)
 
 
 def _compiled(forward: nn.Module, recipe: Recipe, device: torch.device, group: Group) -> Callable[[Tensor], Tensor]:

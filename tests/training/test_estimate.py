@@ -1,14 +1,16 @@
 """An estimate is a length of time, and leaves the network as it was."""
 
 import copy
+import dataclasses
 import math
+import time
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tests.training.runs import CPU, narrow, partition
-from training import estimate, recipe, resnet
+from tests.training.runs import CPU, narrow, partition, split
+from training import estimate, loop, recipe, resnet
 from training.normalisation import Normalisation
 
 
@@ -46,3 +48,23 @@ def test_a_rate_that_needs_its_warm_up_can_be_timed() -> None:
     network = resnet.build(chosen.network.architecture, 2, chosen.network.arguments)
     normalise = Normalisation.of(parts.train.images)
     assert estimate.run_seconds(network, parts, chosen, device=CPU, normalise=normalise) > 0
+
+
+@pytest.mark.parametrize("attack", ["adversarial={radius=2, step=2.5}", None])
+def test_an_epoch_is_its_steps_its_validation_and_the_attacks_on_a_part_of_that(
+    attack: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[int] = []
+
+    def look(_: nn.Module, given: tuple[Tensor]) -> None:
+        shown.append(len(given[0]))
+
+    monkeypatch.setattr(time, "perf_counter", lambda: float(sum(shown)))  # a second for each picture that is looked at
+    parts = dataclasses.replace(partition(), validation=split(502, 1))  # every second one is attacked
+    chosen = recipe.load("resnet20", [*narrow("resnet20"), "epochs=1", "schedule.warmup=0", *filter(None, [attack])])
+    network = resnet.build(chosen.network.architecture, 2, chosen.network.arguments)
+    network.register_forward_pre_hook(look)
+    normalise = Normalisation.of(parts.train.images)
+    seconds = estimate.run_seconds(network, parts, chosen, device=CPU, normalise=normalise)
+    (epoch,) = loop.train(network, parts, chosen, seed=0, device=CPU, normalise=normalise)
+    assert seconds == pytest.approx(epoch.seconds)
