@@ -80,8 +80,9 @@ def make_optimizers(network: nn.Module, settings: Optimizer) -> list[torch.optim
         head = [p for _, p in trained if p.ndim in {2, 3}]
         whiten = [p for name, p in trained if name == "whiten.bias"]
         shifts = [p for name, p in trained if p.ndim <= 1 and name != "whiten.bias"]
-        # SGD multiplies its decay by the rate. Divided by it here, `weight_decay` is what a step at the full rate takes
-        # away, from the head and the biases alike, as the method's author has it.
+        # SGD multiplies its decay by the rate. Divided by it here, the decay is the same for the head and the biases,
+        # as the method's author has it. It goes through the momentum: in the long run a step at the full rate takes
+        # away the share `weight_decay` / (1 - momentum).
         groups = [
             {"params": parameters, "lr": lr, "weight_decay": settings.weight_decay / lr, "until": until}
             for parameters, lr, until in (

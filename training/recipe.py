@@ -81,8 +81,8 @@ class Schedule(_Section):
     """How the rate runs: up over the share `warmup` of all steps, then down by `shape`.
 
     `step` multiplies the rate by `factor` at each of `milestones`, shares of all steps. `one-cycle` is the policy of
-    Smith & Topin (2017, arXiv:1708.07120) as torch has it: up from 1/25 of the full rate and down to 1/250,000, both
-    by half a cosine.
+    Smith & Topin (2017, arXiv:1708.07120) in torch's shape, with the momentum left as it is: up from 1/25 of the full
+    rate and down to 1/250,000, both by half a cosine. The end comes after the last step, so no step is taken at it.
     """
 
     shape: Literal["constant", "linear", "cosine", "step", "one-cycle"] = "cosine"
