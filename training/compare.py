@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from training import artifact, data, evaluate, export, replay, split
 from training.artifact import Manifest
 from training.device import CPU
-from training.lineage import partition
+from training.lineage import lineage, partition
 
 # What a candidate may cost and still pass. A slower or larger one is refused only if it is slow or large as such: a
 # fine-tune on larger pictures is slower, and meant to be.
@@ -36,7 +36,7 @@ def compare(
     """Score two versions of a model and decide whether the candidate may take production's place.
 
     The pictures are the candidate's test split and production's, without those that nearly repeat a picture that the
-    other version was trained on, as far as its data is at hand.
+    other version, or one that it was made from, was trained on, as far as its data is at hand.
 
     Args:
         archives: where the data of both versions lies, by its SHA-256; None where it is not kept. Without production's
@@ -53,7 +53,7 @@ def compare(
     folders = {number: artifact.folder(models, name, number) for number in (candidate, production)}
     manifests = {number: artifact.verify(folder) for number, folder in folders.items()}
     new, old = manifests[candidate], manifests[production]
-    held_out = _held_out(folders[production], new, old, archives)
+    held_out = _held_out(models, new, old, archives)
     scores: dict[int, Figures]
     if any(pictures.labels for pictures in held_out.values()):
         scores = _scores(folders, manifests, held_out, old.classes)
@@ -94,9 +94,7 @@ class _Known:
     seen: Tensor
 
 
-def _held_out(
-    production: Path, new: Manifest, old: Manifest, archives: Mapping[str, Path | None]
-) -> dict[str, _Pictures]:
+def _held_out(models: Path, new: Manifest, old: Manifest, archives: Mapping[str, Path | None]) -> dict[str, _Pictures]:
     """The pictures to compare on, by the version whose test split they are of."""
     archive = archives[new.data.sha256]
     assert archive, "a candidate's data is there: it was trained on it just now"  # noqa: S101
@@ -104,13 +102,20 @@ def _held_out(
     if _test_split(new) == _test_split(old):
         return {"candidate": fresh.test}
     known = archives.get(old.data.sha256)
-    before = _read(old, known) if known else _recall(production, old)
+    before = _read(old, known) if known else _recall(artifact.folder(models, old.name, old.version), old)
     if before is None:
         return {"candidate": fresh.test}
     return {
-        "candidate": fresh.test.without(before.seen),
-        "production": before.test.without(torch.cat([_small(fresh.seen), _small(fresh.test.images)])),
+        "candidate": fresh.test.without(_inherited(models, old, before.seen)),
+        "production": before.test.without(_inherited(models, new, fresh.seen, fresh.test.images)),
     }
+
+
+def _inherited(models: Path, manifest: Manifest, *own: Tensor) -> Tensor:
+    """A version's own pictures, and what those that it was made from were trained on or chosen by, in one size."""
+    parts = (parts for _, parts in lineage(models, manifest))
+    of_parents = (images for part in parts for images in (part.train.images, part.validation.images))
+    return torch.cat([_small(images) for images in (*own, *of_parents)])
 
 
 def _test_split(manifest: Manifest) -> tuple[object, ...]:

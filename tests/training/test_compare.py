@@ -116,6 +116,19 @@ def test_nor_where_both_have_the_same_data_split_in_two_ways(
         assert pictures["production"] <= len(old[0] - new[1] - new[0])
 
 
+def test_nor_one_that_a_version_before_it_was_trained_on(
+    trained: tuple[Path, list[Manifest]], sources: dict[str, Path], tmp_path: Path
+) -> None:
+    models, versions = trained
+    apart = archive(tmp_path / "apart", range(500, 520))
+    production = finetune(FinetuneJob("shapes@1", str(apart), "shapes", models, method="head", device="cpu"))
+    tested = names(sources["more"], versions[2])[0]
+    known = tested & names(sources["few"], versions[0])[1]
+    assert known, "or this tests nothing"
+    comparison = gate(trained, {**sources, "apart": apart}, 3, production.version)
+    assert 0 < comparison["pictures"]["candidate"] <= len(tested - known)
+
+
 def test_a_class_that_a_version_does_not_know_is_a_wrong_answer(
     trained: tuple[Path, list[Manifest]], sources: dict[str, Path]
 ) -> None:
