@@ -4,7 +4,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,7 @@ from app.jobs.job import Progress
 log = logging.getLogger(__name__)
 
 _UPLOAD = ".upload-"
+_JOB = "[!.]*"  # an upload is no job yet: it is about to be renamed, or refused and deleted
 _UNFINISHED = "unfinished"
 _ABANDONED_SECONDS = 24 * 3600  # an upload that is still incomplete by then was interrupted
 _FRESH_SECONDS = 600  # an archive may be in its folder before its job is in the queue
@@ -79,7 +80,7 @@ def new_upload(data_dir: Path) -> Path:
 
 def find_dataset(data_dir: Path, sha256: str) -> Path | None:
     """The archive with that hash, if a job's folder still has it."""
-    return next(iter(sorted(_jobs(data_dir).glob(f"*/{sha256}.*"))), None)
+    return next(iter(sorted(_jobs(data_dir).glob(f"{_JOB}/{sha256}.*"))), None)
 
 
 def prune(data_dir: Path, active: Collection[str], keep_bytes: int) -> None:
@@ -91,15 +92,25 @@ def prune(data_dir: Path, active: Collection[str], keep_bytes: int) -> None:
     for folder in _jobs(data_dir).glob(f"{_UPLOAD}*"):
         if _age(folder) > _ABANDONED_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
-    for folder in _jobs(data_dir).glob(f"*/{_UNFINISHED}"):
+    for folder in _jobs(data_dir).glob(f"{_JOB}/{_UNFINISHED}"):
         if folder.parent.name not in active and _age(folder) > _FRESH_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
     kept = 0
-    for archive in sorted(_jobs(data_dir).glob(f"*/{'[0-9a-f]' * 64}.*"), key=_age):
-        if archive.parent.name not in active and _age(archive) > _FRESH_SECONDS:
-            kept += archive.stat().st_size
+    for age, size, archive in sorted(_archives(data_dir)):
+        if archive.parent.name not in active and age > _FRESH_SECONDS:
+            kept += size
             if kept > keep_bytes:
-                archive.unlink()
+                archive.unlink(missing_ok=True)
+
+
+def _archives(data_dir: Path) -> Iterator[tuple[float, int, Path]]:
+    """Jobs' archives, each with the seconds since it was written and its size in bytes."""
+    for archive in _jobs(data_dir).glob(f"{_JOB}/{'[0-9a-f]' * 64}.*"):
+        try:
+            found = archive.stat()
+        except FileNotFoundError:  # another worker prunes, too
+            continue
+        yield time.time() - found.st_mtime, found.st_size, archive
 
 
 def _age(path: Path) -> float:

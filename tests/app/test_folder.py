@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from app.jobs.folder import JobFolder, State, find_dataset, new_upload, prune
@@ -46,6 +47,25 @@ def test_interrupted_uploads_are_deleted_the_day_after(tmp_path: Path) -> None:
     os.utime(abandoned, (time.time() - DAY - 60,) * 2)
     prune(tmp_path, set(), keep_bytes=0)
     assert (abandoned.exists(), running.exists()) == (False, True)
+
+
+def test_an_upload_is_no_jobs_data(tmp_path: Path) -> None:
+    archive = new_upload(tmp_path) / f"{'b' * 64}.zip"
+    archive.write_bytes(b"screened")
+    sent = time.time() - DAY / 2
+    os.utime(archive, (sent, sent))
+    assert find_dataset(tmp_path, "b" * 64) is None
+    prune(tmp_path, set(), keep_bytes=0)
+    assert archive.exists()
+    JobFolder(tmp_path, "a").adopt(archive.parent, archive.name)
+    assert find_dataset(tmp_path, "b" * 64) == tmp_path / "jobs" / "a" / archive.name
+
+
+def test_workers_that_prune_at_once_do_not_disturb_one_another(tmp_path: Path) -> None:
+    archives = [put(tmp_path, f"{number:x}-{number}", hours=2) for number in range(300)]
+    with ThreadPoolExecutor(8) as workers:
+        list(workers.map(lambda _: prune(tmp_path, set(), keep_bytes=0), range(8)))
+    assert not any(archive.exists() for archive in archives)
 
 
 def test_nothing_to_prune(tmp_path: Path) -> None:
