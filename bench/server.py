@@ -39,7 +39,7 @@ class Server:
         return sum(int(found[11]) + int(found[12]) for found in fields) / _TICK
 
     def _pids(self) -> list[int]:
-        """The server, and all that descends from it: its fine-tune worker is in a session of its own."""
+        """The server, and all that descends from it: its fine-tune worker is in a process group of its own."""
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
         parents = {pid: int(fields[1]) for pid in pids if (fields := _stat(pid))}
         family = [self._process.pid]
