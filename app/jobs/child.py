@@ -16,7 +16,7 @@ from app.jobs.process import Outcome, end_with_parent
 from app.settings import Settings
 from training import artifact, compare, device, lock, machine, recipe, run
 from training.artifact import Manifest
-from training.errors import InputError, TrainingError
+from training.errors import ArtifactError, InputError, TrainingError
 from training.finetune import FinetuneJob, finetune
 from training.sink import Epoch, Step
 
@@ -172,7 +172,11 @@ def _train(job: str, request: Request, settings: Settings, folder: JobFolder, re
 def _written(models: Path, name: str, command: str) -> Manifest | None:
     """The version that this job has written, known by its manifest's command."""
     for version in reversed(artifact.versions(models, name)):
-        manifest = artifact.read_manifest(artifact.folder(models, name, version))
+        try:
+            manifest = artifact.read_manifest(artifact.folder(models, name, version))
+        except ArtifactError as error:  # for the log alone: whoever sent the job need not know
+            log.warning("version %d of %s is passed over: %s", version, name, error)
+            continue
         if manifest.command == command:
             return manifest
     return None

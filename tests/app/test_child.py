@@ -1,0 +1,55 @@
+"""The training process of a job, started the way a worker does it, without queue and service."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.jobs import process
+from app.jobs.folder import JobFolder
+from app.jobs.job import Request
+from app.jobs.process import Outcome
+from app.settings import Settings
+from tests.app import artifacts
+from tests.app.jobs import shapes
+from training import artifact
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings that the processes read, too, and an empty cache."""
+    own = {"MODELS_DIR": "models", "DATA_DIR": "data"}
+    for name, folder in own.items():
+        monkeypatch.setenv(f"APP_{name}", str(tmp_path / folder))
+    for name, value in {"DEVICE": "cpu", "FINETUNE_THREADS": "1"}.items():
+        monkeypatch.setenv(f"APP_{name}", value)
+    monkeypatch.setenv("REFIT_CACHE", str(tmp_path / "cache"))
+    return Settings()
+
+
+def train(settings: Settings, job: str, archive: bytes, **fields: Any) -> Outcome:
+    """What comes of a job of the model `shapes`."""
+    sha256 = hashlib.sha256(archive).hexdigest()
+    folder = JobFolder(settings.data_dir, job)
+    folder.path.mkdir(parents=True)
+    (folder.path / f"{sha256}.zip").write_bytes(archive)
+    request = Request(name="shapes", dataset=f"{sha256}.zip", dataset_sha256=sha256, epochs=1, **fields)
+    outcome = process.run(job, request, settings, lambda: False, supervised=True)
+    assert outcome
+    assert outcome.failure is None, folder.log.read_text()
+    return outcome
+
+
+def test_an_old_version_whose_manifest_is_damaged_is_in_nobodys_way(settings: Settings) -> None:
+    models = settings.models_dir
+    damaged = artifacts.write(models, "shapes", seed=1, classes=("cross", "disc"), promote=False) / artifact.MANIFEST
+    artifacts.write(models, "shapes", seed=2, classes=("cross", "disc"))
+    damaged.write_text(damaged.read_text()[:100])
+    outcome = train(settings, "a", shapes(), start="shapes@2", method="head")
+    assert outcome.version == 3
+    assert outcome.comparison
+    assert outcome.comparison["production"] == 2
+    folder = JobFolder(settings.data_dir, "a")
+    assert f"{damaged} is not a valid manifest" in folder.log.read_text()
+    assert str(damaged) not in str(folder.read_state().warnings)
