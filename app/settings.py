@@ -81,7 +81,8 @@ class Settings(BaseSettings):
         20_000,
         ge=0,
         le=_MOST,
-        description="Archives of ended fine-tunes beyond this many MB are deleted, oldest first.",
+        description="Archives of ended fine-tunes beyond this many MB are deleted, oldest first; of decoded data sets "
+        "as many MB are kept, and those not read for longest deleted after each fine-tune.",
     )
     keep_feedback: bool = Field(
         False, description="Keep the pictures that are classified, so that they can be labelled and trained on."
@@ -169,6 +170,11 @@ class Settings(BaseSettings):
     def max_dataset_bytes(self) -> int:
         """Largest request body that carries an archive for fine-tuning, in bytes."""
         return int(self.max_dataset_mb * 1_000_000)
+
+    @property
+    def keep_datasets_bytes(self) -> int:
+        """Archives of ended fine-tunes that are kept, in bytes, and decoded data sets."""
+        return int(self.keep_datasets_mb * 1_000_000)
 
     @property
     def feedback_max_bytes(self) -> int:

@@ -7,6 +7,7 @@ import logging
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _CACHE_VERSION = 4  # part of the cache key: raise it whenever reading, decoding or clustering changes
 _DECODED_AT_ONCE = 256
+_ABANDONED_SECONDS = 24 * 3600  # a file that nobody has written to for so long is of a writer that was killed
 _BYTES_AT_ONCE = 64 << 20  # of encoded pictures, so that large photos do not fill the memory
 _SURVEYED = 1000  # pictures whose size is looked at
 _FOLDERS = {"test": "test", "validation": "val"}
@@ -184,14 +186,56 @@ def cached(sha256: str, size: int) -> Dataset | None:
     """A data set that was loaded before, by the hash of its source; None if no readable copy is kept."""
     path = _cache_path(sha256, size)
     try:
-        return _read_cache(path) if path.exists() else None
+        dataset = _read_cache(path)
+    except FileNotFoundError:
+        return None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         log.warning("the cached copy %s cannot be read and is passed over (%s)", path, error)
         return None
+    try:
+        os.utime(path)  # see `trim`
+    except OSError as error:  # a cache that is only read
+        log.info("%s cannot be marked as read: %s", path, error)
+    return dataset
+
+
+def trim(most: int) -> None:
+    """Delete cached data sets beyond `most` bytes, those that were not read for longest first, of any release.
+
+    What killed writers left goes, too. A service's jobs call this, and where the service and the command line share the
+    cache, they delete what was decoded for the command line as well. It is decoded again when its source is next named.
+    Until then it is not at hand to those that look for data by its hash: a fine-tune whose base's data is not named has
+    the pictures that are stored with the base, and fewer repeats are known.
+
+    Raises:
+        OSError: a file cannot be deleted.
+    """
+    for written, _, path in _files(".partial-*"):
+        if time.time() - written > _ABANDONED_SECONDS:
+            path.unlink(missing_ok=True)
+    kept = 0
+    for _, size, path in sorted(_files("*.safetensors"), reverse=True):
+        kept += size
+        if kept > most:
+            path.unlink(missing_ok=True)
+
+
+def _files(pattern: str) -> Iterator[tuple[float, int, Path]]:
+    """Cached files, each with the time of its last use and its size in bytes."""
+    for path in _datasets().glob(pattern):
+        try:
+            found = path.stat()
+        except FileNotFoundError:  # another process trims, or has finished writing
+            continue
+        yield found.st_mtime, found.st_size, path
+
+
+def _datasets() -> Path:
+    return cache_folder() / "datasets"
 
 
 def _cache_path(sha256: str, size: int) -> Path:
-    return cache_folder() / "datasets" / f"{sha256[:32]}-{size}-v{_CACHE_VERSION}.safetensors"
+    return _datasets() / f"{sha256[:32]}-{size}-v{_CACHE_VERSION}.safetensors"
 
 
 def partition(dataset: Dataset, validation: int, seed: int, warn: bool = True) -> Partition:

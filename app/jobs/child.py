@@ -14,7 +14,7 @@ from app.jobs.folder import JobFolder, find_dataset
 from app.jobs.job import Failure, Request
 from app.jobs.process import Outcome, end_with_parent
 from app.settings import Settings
-from training import artifact, compare, device, lock, machine, recipe, run
+from training import artifact, compare, data, device, lock, machine, recipe, run
 from training.artifact import Manifest
 from training.errors import ArtifactError, InputError, TrainingError
 from training.finetune import FinetuneJob, finetune
@@ -127,6 +127,7 @@ def _run(job: str, request: Request, settings: Settings) -> Outcome:
             comparison = _compare(manifest, settings)
         finally:  # only a process that is killed leaves its checkpoint to the next attempt
             shutil.rmtree(folder.checkpoint.parent, ignore_errors=True)
+            _trim(settings)
     metrics = {
         name: {key: value for key, value in figures.items() if key not in _LONG}
         if isinstance(figures, dict)
@@ -201,6 +202,14 @@ def _compare(manifest: Manifest, settings: Settings) -> dict[str, Any] | None:
         sha256: find_dataset(settings.data_dir, sha256) for sha256 in (manifest.data.sha256, before.data.sha256)
     }
     return compare.compare(settings.models_dir, manifest.name, manifest.version, production, archives)
+
+
+def _trim(settings: Settings) -> None:
+    """Keep the decoded data sets few; what came of the job does not depend on it."""
+    try:
+        data.trim(settings.keep_datasets_bytes)
+    except OSError as error:
+        log.warning("decoded data sets that are to be deleted stay: %s", error)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ class Worker:
 
     def _prune(self, unfinished: list[WorkflowStatus]) -> None:
         active = {job.workflow_id for job in unfinished}
-        prune(self._settings.data_dir, active, int(self._settings.keep_datasets_mb * 1_000_000))
+        prune(self._settings.data_dir, active, self._settings.keep_datasets_bytes)
 
 
 def _digest(url: str) -> str:

@@ -18,11 +18,11 @@ from training import artifact
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings that the processes read, too, and an empty cache."""
+    """Settings that the processes read, too; a cache of decoded data sets that holds one, and not two."""
     own = {"MODELS_DIR": "models", "DATA_DIR": "data"}
     for name, folder in own.items():
         monkeypatch.setenv(f"APP_{name}", str(tmp_path / folder))
-    for name, value in {"DEVICE": "cpu", "FINETUNE_THREADS": "1"}.items():
+    for name, value in {"DEVICE": "cpu", "FINETUNE_THREADS": "1", "KEEP_DATASETS_MB": "0.3"}.items():
         monkeypatch.setenv(f"APP_{name}", value)
     monkeypatch.setenv("REFIT_CACHE", str(tmp_path / "cache"))
     return Settings()
@@ -53,3 +53,11 @@ def test_an_old_version_whose_manifest_is_damaged_is_in_nobodys_way(settings: Se
     folder = JobFolder(settings.data_dir, "a")
     assert f"{damaged} is not a valid manifest" in folder.log.read_text()
     assert str(damaged) not in str(folder.read_state().warnings)
+
+
+def test_a_job_leaves_no_more_decoded_data_sets_than_are_to_be_kept(settings: Settings, tmp_path: Path) -> None:
+    scratch: dict[str, Any] = {"start": None, "recipe": "resnet20", "batch_size": 16}
+    train(settings, "a", shapes(), **scratch)
+    (first,) = (tmp_path / "cache" / "datasets").iterdir()
+    assert train(settings, "b", shapes(first=100), **scratch).comparison
+    assert len(list(first.parent.iterdir())) == 1

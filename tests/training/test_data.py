@@ -1,6 +1,9 @@
 """Sources as tensors: decoded, cached, split."""
 
+import os
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -12,7 +15,7 @@ from safetensors.torch import save_file
 
 from tests.encoding import encode
 from tests.training.sources import KINDS, classes, draw, make, png
-from training.data import Dataset, Split, Survey, _chunks, cache_folder, cached, load, partition, survey
+from training.data import Dataset, Split, Survey, _chunks, cache_folder, cached, load, partition, survey, trim
 from training.errors import InputError
 from training.picture import decode
 from training.source import Entry
@@ -164,10 +167,10 @@ def test_warnings_are_logged_again_when_the_cache_is_read(
     assert [message.split()[0] for message in said] == ["1", "Class", "2"]
     caplog.clear()
     (kept,) = own_cache.iterdir()
-    written = kept.stat().st_mtime_ns
+    written = kept.stat().st_ino
     assert same(load(path, 16), first)
     assert [record.getMessage() for record in caplog.records] == said
-    assert kept.stat().st_mtime_ns == written
+    assert kept.stat().st_ino == written
 
 
 def test_warnings_of_a_source_with_errors_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -403,6 +406,58 @@ def test_cached_finds_what_was_loaded_by_its_hash(tmp_path: Path, own_cache: Pat
     assert same(found, dataset)
     assert cached(dataset.sha256, 17) is None
     assert cached("0" * 64, 16) is None
+
+
+def unread(path: Path, hours: float) -> Path:
+    """The file, last read so long ago."""
+    read = time.time() - 3600 * hours
+    os.utime(path, (read, read))
+    return path
+
+
+def test_data_sets_that_were_not_read_for_longest_are_deleted(tmp_path: Path, own_cache: Path) -> None:
+    first = load(str(make(tmp_path, ".zip", classes(BOTH))), 16)
+    (one,) = own_cache.iterdir()
+    load(str(make(tmp_path, ".zip", classes(BOTH, first=50))), 16)
+    (two,) = set(own_cache.iterdir()) - {one}
+    old = own_cache / one.name.replace("-v", "-v0")
+    old.write_bytes(b"of an earlier release")
+    for path, hours in ((old, 30), (one, 20), (two, 10)):
+        unread(path, hours)
+    both = one.stat().st_size + two.stat().st_size
+    trim(both + old.stat().st_size)
+    assert set(own_cache.iterdir()) == {old, one, two}
+    trim(both)
+    assert set(own_cache.iterdir()) == {one, two}
+    assert cached(first.sha256, 16)
+    trim(both - 1)
+    assert set(own_cache.iterdir()) == {one}
+    trim(0)
+    assert list(own_cache.iterdir()) == []
+
+
+def test_files_that_are_being_written_are_left_alone(tmp_path: Path, own_cache: Path) -> None:
+    own_cache.mkdir(parents=True)
+    running, abandoned = (own_cache / f".partial-{name}" for name in ("running", "abandoned"))
+    for path, hours in ((running, 1), (abandoned, 25)):
+        path.write_bytes(b"pictures")
+        unread(path, hours)
+    trim(0)
+    assert list(own_cache.iterdir()) == [running]
+
+
+def test_jobs_that_trim_at_once_do_not_disturb_one_another(own_cache: Path) -> None:
+    own_cache.mkdir(parents=True)
+    for number in range(300):
+        (own_cache / f"{number}.safetensors").write_bytes(b"pictures")
+    with ThreadPoolExecutor(8) as jobs:
+        list(jobs.map(trim, [0] * 8))
+    assert list(own_cache.iterdir()) == []
+
+
+def test_no_cache_to_trim(own_cache: Path) -> None:
+    trim(0)
+    assert not own_cache.exists()
 
 
 def test_joined_splits_keep_clusters_apart(tmp_path: Path) -> None:
