@@ -1,5 +1,6 @@
 """The worker: takes jobs from the queue, one at a time, until it is stopped. `python -m app worker`."""
 
+import contextlib
 import fcntl
 import hashlib
 import itertools
@@ -45,6 +46,9 @@ class Worker:
     def run(self, *, stay: bool) -> None:
         """Work until SIGTERM or Ctrl-C; a job that is running then goes on from its last epoch after the next start.
 
+        The process ends with code 1 if it cannot go on. It ends at once, with the training: a worker whose lock is free
+        has no job that still runs.
+
         Args:
             stay: whether to wait for further jobs after a while without any; the process ends with code 0 if not.
         """
@@ -56,12 +60,20 @@ class Worker:
         with hidden.open("w") as own:
             fcntl.flock(own, fcntl.LOCK_EX)
             hidden.rename(self._own / self._id)  # seen by other workers only now that it is locked
+            # As untidy as a signal's, and as safe: a job that it took up just now goes on with the next worker.
+            os._exit(self._work(stay))
+
+    def _work(self, stay: bool) -> int:
+        """Work as long as there is a reason to, and give the code to end with."""
+        try:
             self._launch()
             log.info("Worker %s, process %d, waits for jobs", self._id, os.getpid())
             self._look_after_jobs(stay)
-            log.info("Worker %s ends: there are no jobs", self._id)
-            # As untidy as a signal's, and as safe: a job that it took up just now goes on with the next worker.
-            os._exit(0)
+        except BaseException:  # DBOS has errors that are no Exception
+            log.critical("Worker %s ends: it cannot go on", self._id, exc_info=True)
+            return 1
+        log.info("Worker %s ends: there are no jobs", self._id)
+        return 0
 
     def _look_after_jobs(self, stay: bool) -> None:
         idle = 0
@@ -103,9 +115,12 @@ class Worker:
                 self._recover(path)
 
     def _recover(self, path: Path) -> None:
-        with path.open("a") as file:
+        with contextlib.ExitStack() as until_recovered:
             try:
+                file = until_recovered.enter_context(path.open("r+"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except FileNotFoundError:
+                return  # another worker has recovered it
             except BlockingIOError:
                 return  # it lives
             # No public call does this. `DBOS.launch` recovers what a worker with this one's own id left behind.
@@ -117,7 +132,7 @@ class Worker:
             # A file in another folder is the only trace of a worker of another database, or of this one when it had
             # another address. Those outside the folders are of workers that knew no second database.
             if recovered or path.parent in {self._own, self._workers}:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
     def _check_recorded(self, unfinished: list[WorkflowStatus]) -> None:
         """End this process if it is done with a job and could not store what came of it, as on a full disk.

@@ -19,6 +19,8 @@ import pytest
 from dbos import DBOSClient
 
 from app.jobs.queue import APPLICATION, SERIALIZER
+from app.jobs.worker import Worker
+from app.settings import Settings
 from tests.app import artifacts, postgres
 from tests.app.jobs import END_SECONDS, TINY, Job, accepted, ended, follow, shapes, submit, trained, versions, wait
 from tests.app.process import Server, serve
@@ -252,6 +254,35 @@ def test_a_worker_killed_after_the_version_is_written_writes_no_second_one(model
     assert last["result"]["version"] == 2
     assert figures(last) == figures(first)
     assert versions(models, "shapes") == [1, 2]
+
+
+def test_a_worker_that_fails_ends_with_its_training_and_the_job_goes_on(models: Path) -> None:
+    with running(models) as (server, client):
+        job = accepted(submit(client, ARCHIVE, name="shapes", **LONG))
+        wait(client, job, trained(2))
+        worker = worker_process(server)
+        training = child_of(worker)
+        os.kill(training, signal.SIGSTOP)  # or the worker might end because the job is done
+        # Taken for the file of another worker, whose name then is none that a database takes.
+        stray = Path(os.fsdecode(os.fsencode(f"{models}-data/workers/") + b"\xff"))
+        stray.touch()
+        try:
+            wait_gone(worker)
+        finally:
+            stray.unlink()
+            os.kill(training, signal.SIGCONT)
+        last = wait(client, job, ended)
+        assert last["status"] == "succeeded", last
+        assert "goes on from its last finished epoch" in client.get(f"/finetune/{job}/log").text
+        assert any("CRITICAL" in line for line in server.log)
+        assert any(line.startswith("UnicodeEncodeError") for line in server.log)
+    assert versions(models, "shapes") == [1]
+
+
+def test_a_worker_that_another_one_has_recovered_already_leaves_no_trace(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    Worker(Settings(data_dir=tmp_path))._recover(gone)
+    assert not gone.exists()
 
 
 def test_the_service_killed_and_started_again_loses_no_job(models: Path) -> None:
