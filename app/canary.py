@@ -52,6 +52,20 @@ def read(models: Path, name: str) -> Canary | None:
         raise ConflictError(f"{path} cannot be read ({error}). Remove it, or start a trial anew.") from error
 
 
+def newest(models: Path, name: str) -> Canary:
+    """The newest trial of a model, running or ended.
+
+    Raises:
+        UnknownModelError: there is no such model.
+        UnknownCanaryError: there never was a trial.
+        ConflictError: the file is unreadable.
+    """
+    found = read(models, name)
+    if not found:
+        raise UnknownCanaryError(f"No version of {name} was ever on trial. Start one with POST.")
+    return found
+
+
 def running(models: Path, name: str) -> Canary | None:
     """The trial that runs; one whose base is in production no more has ended, whatever its file says."""
     canary = read(models, name)
@@ -124,9 +138,7 @@ def stop(models: Path, data_dir: Path, name: str, actor: str, reason: str, canar
         StorageError: the trial or the audit log cannot be written.
     """
     with catalog.exclusive(models, name):
-        canary = read(models, name)
-        if not canary:
-            raise UnknownCanaryError(f"No version of {name} was ever on trial. Start one with POST.")
+        canary = newest(models, name)
         if canary_id not in {None, canary.id}:
             return canary
         return end(models, data_dir, name, actor, reason, canary.base) or canary

@@ -11,7 +11,7 @@ from uuid import uuid4
 from app import canary, comparison
 from app.canary import Canary
 from app.comparison import Comparison, Tally
-from app.errors import ConflictError, InferenceError, ModelUnavailableError, UnknownCanaryError, UnknownModelError
+from app.errors import ConflictError, InferenceError, ModelUnavailableError, UnknownModelError
 from app.loader import Loader, Served
 from app.serving.engine import Pixels, Probabilities
 from app.telemetry import Timing
@@ -207,9 +207,7 @@ class Trials:
             UnknownCanaryError: there never was a trial.
             ConflictError: the file is unreadable.
         """
-        record = await asyncio.to_thread(canary.read, self._models, name)
-        if not record:
-            raise UnknownCanaryError(f"No version of {name} was ever on trial. Start one with POST.")
+        record = await asyncio.to_thread(canary.newest, self._models, name)
         trial = self._trials.get(name)
         if trial and trial.record.id == record.id:
             return record, await self._total(name, trial)

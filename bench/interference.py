@@ -21,7 +21,7 @@ from pathlib import Path
 import httpx
 
 from bench import overload, pictures
-from bench.server import Server, serve
+from bench.server import Server, service
 
 _PEAK_SECONDS = 5
 _PICTURES = 180  # of each of two classes: a fine-tune of some minutes
@@ -38,9 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(asked.models / _MODEL, folder / "models" / _MODEL)
-        environment = {"APP_MODELS_DIR": str(folder / "models"), "APP_DATA_DIR": str(folder / "data")}
-        command = [sys.executable, "-m", "app", "serve", "--port", "{port}"]
-        with serve(command, environment, "/readyz", folder / "service.log") as server:
+        with service(folder / "models", folder / "data", _MODEL, "auto", folder / "service.log") as server:
             _measure(server, asked.seconds, asked.rounds)
 
 

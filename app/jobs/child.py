@@ -1,6 +1,5 @@
 """The training process of a job: `python -m app.jobs.child JOB REQUEST`. Its outcome is one JSON document on stdout."""
 
-import errno
 import logging
 import os
 import shutil
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from app.jobs.folder import JobFolder, find_dataset
+from app.jobs.folder import NO_ROOM, JobFolder, find_dataset
 from app.jobs.job import Failure, Request
 from app.jobs.process import Outcome, end_with_parent
 from app.settings import Settings
@@ -24,7 +23,6 @@ log = logging.getLogger(__name__)
 
 _NICE = 19
 _REWRITE_SECONDS = 0.5
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LONG = {"per_class", "confusion"}  # parts of a split's figures that are left to the manifest
 
 
@@ -107,7 +105,7 @@ def _outcome(job: str, request: Request, settings: Settings) -> Outcome:
     except TrainingError as error:
         return Outcome(failure=Failure(detail=str(error), errors=[]))
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in NO_ROOM:
             raise
         full = f"The disk is full ({error}). Free some room and send the job again; production is untouched."
         return Outcome(failure=Failure(detail=full, errors=[]))

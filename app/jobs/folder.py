@@ -1,5 +1,6 @@
 """A job's folder: its archive, its log, and how far it has come. Shared by the service, the worker and the training."""
 
+import errno
 import logging
 import shutil
 import tempfile
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from app.jobs.job import Progress
 
 log = logging.getLogger(__name__)
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # what the system says where a disk is full
 
 _UPLOAD = ".upload-"
 _JOB = "[!.]*"  # an upload is no job yet: it is about to be renamed, or refused and deleted

@@ -1,7 +1,6 @@
 """Takes a dataset in: a multipart form whose archive goes to disk piece by piece, or is made there of feedback."""
 
 import asyncio
-import errno
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +15,7 @@ from starlette.requests import Request
 from app.errors import DatasetError, DiskFullError, FeedbackOffError, InvalidRequestError, UnsupportedMediaError
 from app.feedback import snapshot
 from app.feedback.store import Store
-from app.jobs.folder import new_upload
+from app.jobs.folder import NO_ROOM, new_upload
 from app.jobs.job import Form
 from training.digest import file_sha256
 from training.source import ARCHIVES
@@ -28,7 +27,6 @@ _HOW = (
     f"Send a multipart form with the archive in the field '{FIELD}' (curl -F {FIELD}=@photos.zip -F name=photos), or "
     f"with {FIELD}={FEEDBACK} for labelled predictions of the model."
 )
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MOST_FIELDS = 50
 _PART = "archive"
 
@@ -113,7 +111,7 @@ def _make_room(data_dir: Path) -> Path:
 
 
 def _no_room(error: OSError) -> Exception:
-    if error.errno not in _NO_ROOM:
+    if error.errno not in NO_ROOM:
         return error
     return DiskFullError("There is no room on the service's disk for the archive. Nothing was kept; try again later.")
 

@@ -140,8 +140,8 @@ def test_memory_comes_back(tmp_path: Path) -> None:
 
         ask(1)
         one = resident()
-        for version in (2, 3, 4):
+        for version in (2, 3, 4, 1, 2, 3, 4):
             ask(version)
-        while sum("Unloaded large" in line for line in server.log) < 3:
+        while sum("Unloaded large" in line for line in server.log) < 7:
             assert client.get("/healthz").status_code == 200
-        assert resident() < one + 70e6  # three more would take 135 MB at least
+        assert resident() < one + 160e6  # seven more would take 315 MB at least, and what torch itself holds varies by 80
