@@ -138,10 +138,14 @@ def _spread(groups: list[dict[str, Any]], network: nn.Module, settings: Optimize
 
 
 def set_rates(optimizers: Iterable[torch.optim.Optimizer], schedule: Schedule, done: float) -> None:
-    """Set the rate of every group for a step that begins when the share `done` (0 to 1) of all steps is behind."""
+    """Set the rate of every group for a step that begins when the share `done` (0 to 1) of all steps is behind.
+
+    From its `until` on a group's rate is 0, whatever the schedule ends at.
+    """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * rate(schedule, min(1.0, done / group.get("until", 1.0)))
+            until = group.get("until", 1.0)
+            group["lr"] = group["initial_lr"] * rate(schedule, done / until) if done < until else 0.0
 
 
 def retire(optimizers: Iterable[torch.optim.Optimizer], done: float) -> None:

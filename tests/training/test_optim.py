@@ -148,6 +148,25 @@ def test_muon_trains_the_bias_of_the_whitening_layer_at_the_beginning() -> None:
     assert rates == pytest.approx([20, 20, 20 * 13 / 16, 10, 20 * 5 / 8, 0, 5, 0])
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        Schedule(shape="constant"),
+        Schedule(shape="one-cycle", warmup=0.3),
+        Schedule(shape="step", milestones=(0.5,), factor=0.1),
+    ],
+    ids=lambda chosen: chosen.shape,
+)
+def test_what_is_trained_at_the_beginning_only_rests_later_whatever_the_schedule_ends_at(chosen: Schedule) -> None:
+    model = build("fast_resnet", 4, {"widths": [8, 16, 16], "whiten_bias": True})
+    optimizers = make_optimizers(model, settings_of("muon"))
+    _, shifts, whiten = optimizers[0].param_groups
+    for done, rests in ((0.37, False), (3 / 8, True), (0.9, True)):
+        set_rates(optimizers, chosen, done)
+        assert (whiten["lr"] == 0) == rests
+        assert shifts["lr"] > 0
+
+
 def test_a_parameter_that_is_trained_at_the_beginning_only_asks_for_no_gradient_later() -> None:
     model = build("fast_resnet", 4, {"widths": [8, 16, 16], "whiten_bias": True})
     learns = [name for name, p in model.named_parameters() if p.requires_grad]
