@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # of nn.SyncBatchNorm too, which is no nn.BatchNorm2d
 
 from training.pyramid import Pyramid
 from training.recipe import Freeze
@@ -48,7 +49,7 @@ def train_mode(network: nn.Module, settings: Freeze) -> None:
         layer.eval()
     if settings.statistics:
         for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, _BatchNorm):
                 module.eval()
 
 

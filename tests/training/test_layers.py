@@ -43,8 +43,11 @@ def test_without_its_head_a_network_gives_what_the_head_takes(architecture: str)
     torch.testing.assert_close(head_of(model)(features), model(pictures))
 
 
-def test_frozen_layers_and_statistics_stay_as_they_are_in_a_step() -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_frozen_layers_and_statistics_stay_as_they_are_in_a_step(shared: bool) -> None:
     model = network("resnet20")
+    if shared:  # as several processes with GPUs have it
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     settings = Freeze(layers=3, statistics=True)
     freeze(model, settings)
     before = {name: value.clone() for name, value in model.state_dict().items()}
