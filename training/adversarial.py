@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.data import Split
+from training.distributed import ALONE, Group
 from training.normalisation import Normalisation
 
 _BATCH = 250
@@ -29,7 +30,13 @@ class Attack:
     steps: int
 
     def __call__(
-        self, network: nn.Module, images: Tensor, targets: Tensor, normalise: Normalisation, generator: torch.Generator
+        self,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        normalise: Normalisation,
+        generator: torch.Generator,
+        group: Group = ALONE,
     ) -> Tensor:
         """The changed pictures.
 
@@ -41,13 +48,15 @@ class Attack:
             targets: int64 [N], or a probability of each class, float [N, classes].
             normalise: what `images` went through, so that no pixel leaves its range.
             generator: of the images' device, for the start.
+            group: the processes of which each has a share of a batch; `generator` is alike in all of them.
         """
         mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (normalise.mean, normalise.std))
         low, high = -mean / std, (1 - mean) / std
         radius, step = self.radius / 255 / std, self.step / 255 / std
         modes = {module: module.training for module in network.modules()}
         network.eval()
-        start = torch.rand(images.shape, device=images.device, generator=generator) * 2 - 1
+        of_all = torch.rand((group.size * len(images), *images.shape[1:]), device=images.device, generator=generator)
+        start = group.share(of_all) * 2 - 1
         changed = (images + radius * start).clamp(low, high)
         for _ in range(self.steps):
             changed.requires_grad_()

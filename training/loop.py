@@ -59,8 +59,9 @@ def train(  # noqa: PLR0913  the parts of a run, each by its name
 ) -> list[Epoch]:
     """Train `network` in place and return what each epoch gave; with early stopping it keeps the best epoch's weights.
 
-    Order, augmentation and dropout of an epoch depend on `seed` and the epoch's number alone, so a run that is resumed
-    after its last finished epoch goes on exactly as it would have without the interruption.
+    Order, augmentation and dropout of an epoch depend on `seed` and the epoch's number alone, dropout on the process
+    too, so a run that is resumed after its last finished epoch goes on exactly as it would have without the
+    interruption.
 
     Args:
         normalise: maps uint8 pictures to the network's input.
@@ -186,12 +187,13 @@ class _Batch:
     weights: Tensor | None
 
     def pieces(self, group: Group, count: int) -> Iterator["_Batch"]:
-        """This process's share of the batch, in `count` parts.
+        """This process's shares of the batch's `count` parts.
 
-        Every process makes the whole batch and takes its share here, so that their number changes no random choice.
+        Every process makes the whole batch and takes its share of each part here, so that their number changes neither
+        a random choice nor what batch norm measures.
         """
         cut = [
-            [None] * count if whole is None else group.share(whole).chunk(count)
+            [None] * count if whole is None else [group.share(part) for part in whole.chunk(count)]
             for whole in (self.images, self.targets, self.labels, self.weights)
         ]
         return (_Batch(*piece) for piece in zip(*cut, strict=True))
@@ -292,7 +294,7 @@ def _train_epoch(parts: _Parts, epoch: int, watch: Watch) -> tuple[float, float]
     recipe, split = parts.recipe, parts.split
     device, count, batch = split.images.device, len(split), recipe.batch_size
     batches = count // batch
-    torch.manual_seed(_mix(parts.seed, epoch))
+    torch.manual_seed(_mix(parts.seed + parts.group.rank, epoch))  # for dropout: each process drops other values
     generator = torch.Generator(device).manual_seed(_mix(parts.seed, epoch))
     chance = np.random.default_rng(_mix(parts.seed, epoch))  # for what is decided on the host
     order = torch.randperm(count, device=device, generator=generator)
@@ -346,7 +348,7 @@ def _backward(parts: _Parts, whole: _Batch, generator: torch.Generator) -> tuple
         images = piece.images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, parts.precision, enabled=parts.precision != torch.float32):
             if parts.attack:
-                images = parts.attack(parts.network, images, piece.targets, parts.normalise, generator)
+                images = parts.attack(parts.network, images, piece.targets, parts.normalise, generator, parts.group)
             with small_maps(device):  # not the attack, which asks for no gradient of the weights
                 logits = parts.forward(images).float()
         loss = _loss(logits, piece.targets, piece.weights, recipe.label_smoothing)
