@@ -18,9 +18,10 @@ from training import loop, resnet, run
 from training.artifact import Manifest
 from training.base import Base
 from training.device import choose_device, memory_errors
+from training.distillation import Teacher
 from training.errors import InputError
 from training.lineage import partition
-from training.recipe import Recipe
+from training.recipe import Freeze, Recipe
 from training.resnet import BasicBlock, FastResNet, PadShortcut, ResNet
 from training.sink import Sink
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _RATE = 0.3  # of the recipe's learning rates: enough to mend what is missing, too little to begin anew
 _MULTIPLE = 8  # of channels, so that vector instructions are filled
+_REFUSED = "This architecture cannot be pruned, only fast_resnet and ResNets of basic blocks can."
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def prune(task: Pruning, sinks: Sequence[Sink] = ()) -> Manifest:
     """Prune a version, fine-tune what is left by the version's own recipe, and write it as the next version.
 
     Raises:
-        InputError: the arguments or the data are wrong, or the architecture cannot be pruned.
+        InputError: the arguments or the data are wrong, the architecture cannot be pruned, or the teacher that the
+            version learned from is gone.
         TrainingError: the run failed.
     """
     if not 0 < task.keep < 1:
@@ -77,7 +80,14 @@ def prune(task: Pruning, sinks: Sequence[Sink] = ()) -> Manifest:
     device = choose_device(task.device)
     with memory_errors(f"Its batches are of {job.recipe.batch_size}: prune it on a machine with more of it."):
         history = loop.train(
-            network, parts, job.recipe, seed=job.seed, device=device, normalise=base.normalise, sinks=sinks
+            network,
+            parts,
+            job.recipe,
+            seed=job.seed,
+            device=device,
+            normalise=base.normalise,
+            sinks=sinks,
+            penalty=_teacher(base, job, device),
         )
     origin = run.Origin(parent=str(base), places=parent.data.places if same else None)
     return run.write(job, dataset, parts, network.cpu(), base.normalise, history, device, origin)
@@ -100,7 +110,7 @@ def shrink(network: nn.Module, narrower: nn.Module) -> None:
     elif isinstance(network, ResNet) and isinstance(narrower, ResNet) and isinstance(network.stages[0], BasicBlock):
         _shrink_resnet(network, narrower)
     else:
-        raise InputError("This architecture cannot be pruned, only fast_resnet and ResNets of basic blocks can.")
+        raise InputError(_REFUSED)
 
 
 def _shrink_fast(network: FastResNet, narrower: FastResNet) -> None:
@@ -190,8 +200,22 @@ def _copy(network: nn.Module, narrower: nn.Module, name: str, outputs: Tensor, i
     narrower.get_submodule(name).load_state_dict(kept)
 
 
+def _teacher(base: Base, job: run.Job, device: torch.device) -> Teacher | None:
+    """The teacher that the base learned from, and the narrower network does too."""
+    try:
+        return run.load_teacher(job.models, job.recipe, base.manifest.classes, device, base.normalise)
+    except InputError as error:
+        raise InputError(
+            f"{base} learned from a teacher, and the pruned version is to learn from it too. {error} Put it back into "
+            f"{job.models}, or prune a version without a teacher."
+        ) from error
+
+
 def _recipe(base: Base, network: nn.Module, task: Pruning) -> Recipe:
-    """The base's recipe for the narrower network, with lower rates."""
+    """The base's recipe for the narrower network, with lower rates.
+
+    Nothing is frozen, even if it was for the base: what its norms measured does not hold for fewer channels.
+    """
     recipe = base.recipe()
     rates = ("learning_rate", "head_learning_rate", "bias_learning_rate")
     lower = {key: _RATE * getattr(recipe.optimizer, key) for key in rates}
@@ -204,6 +228,7 @@ def _recipe(base: Base, network: nn.Module, task: Pruning) -> Recipe:
     return recipe.model_copy(
         update={
             "epochs": task.epochs,
+            "freeze": Freeze(),
             "optimizer": recipe.optimizer.model_copy(update=lower),
             "network": recipe.network.model_copy(update={"arguments": arguments}),
         }
@@ -211,14 +236,20 @@ def _recipe(base: Base, network: nn.Module, task: Pruning) -> Recipe:
 
 
 def _narrower(network: nn.Module, keep: float) -> dict[str, Any]:
-    """The argument that says how wide a network is, for fewer channels."""
+    """The argument that says how wide a network is, for fewer channels.
+
+    Raises:
+        InputError: networks of this kind cannot be pruned.
+    """
 
     def left(width: int) -> int:
         return min(width, max(_MULTIPLE, round(width * keep / _MULTIPLE) * _MULTIPLE))
 
     if isinstance(network, FastResNet):
         return {"widths": [left(_width(block, "conv1")) for block in network.blocks]}
-    return {"width": left(_width(network, "stem.0"))}
+    if isinstance(network, ResNet):
+        return {"width": left(_width(network, "stem.0"))}
+    raise InputError(_REFUSED)
 
 
 def _weights(network: nn.Module) -> int:

@@ -123,7 +123,7 @@ def train(job: Job, sinks: Sequence[Sink] = (), resume: bool = False) -> Manifes
             normalise=normalise,
             sinks=sinks if group.is_first else (),
             checkpoint=checkpoint,
-            penalty=_teacher(job.models, recipe, dataset.classes, device, normalise),
+            penalty=load_teacher(job.models, recipe, dataset.classes, device, normalise),
             group=group,
         )
         if group.is_first:
@@ -171,7 +171,7 @@ def fit(
             device=device,
             normalise=normalise,
             sinks=sinks,
-            penalty=_teacher(models, recipe, classes, device, normalise),
+            penalty=load_teacher(models, recipe, classes, device, normalise),
             best=best,
         )
         kept = history[best.epoch - 1] if best.epoch else history[-1]
@@ -237,9 +237,20 @@ def _fitted(recipe: Recipe, pictures: int, group: Group) -> Recipe:
     return recipe.model_copy(update={"batch_size": batch, "accumulate": accumulate})
 
 
-def _teacher(
+def load_teacher(
     models: Path, recipe: Recipe, classes: tuple[str, ...], device: torch.device, student: Normalisation
 ) -> Teacher | None:
+    """The teacher that a recipe names, ready for `loop.train`; None if it names none.
+
+    Args:
+        models: where it is looked for.
+        classes: of the run's data, in order.
+        student: what the pictures of the run go through.
+
+    Raises:
+        InputError: there is no such version, or it knows other classes.
+        ArtifactError: a file of it was changed after it was written.
+    """
     settings = recipe.distillation
     if settings is None:
         return None
@@ -283,7 +294,7 @@ def estimate(job: Job) -> float:
     recipe = job.recipe
     with _memory_errors(recipe):
         network, normalise = _start(recipe, parts, dataset.classes, job.seed)
-        teacher = _teacher(job.models, recipe, dataset.classes, device, normalise)
+        teacher = load_teacher(job.models, recipe, dataset.classes, device, normalise)
         return run_seconds(network, parts, recipe, device=device, normalise=normalise, penalty=teacher)
 
 

@@ -1,13 +1,22 @@
 """Pruning takes out the weakest filters and wires up the others as they were."""
 
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from training import pruning, resnet
+from tests.training.runs import Kept
+from training import artifact, pruning, recipe, resnet, run
+from training.artifact import Manifest
 from training.errors import InputError
+from training.finetune import FinetuneJob, finetune
+from training.pruning import Pruning, prune
+from training.sink import Sink
 
 
 def network(architecture: str, arguments: dict[str, Any]) -> nn.Module:
@@ -69,3 +78,47 @@ def test_channels_that_carry_nothing_go_without_effect_resnet(architecture: str)
 def test_other_networks_are_refused() -> None:
     with pytest.raises(InputError, match="cannot be pruned"):
         pruning.shrink(nn.Linear(3, 3), nn.Linear(2, 2))
+
+
+def train(shapes: Path, models: Path, name: str, *overrides: str) -> Manifest:
+    """One epoch of a shallow network that is wide enough to be pruned."""
+    shallow = ["network.architecture='resnet'", "network.arguments={block='basic', blocks=[1, 1], width=16}"]
+    small = ["epochs=1", "batch_size=16", "validation=20", "precision='float32'"]
+    chosen = recipe.load("resnet20", [*shallow, *small, *overrides])
+    return run.train(run.Job(chosen, str(shapes), name, models, device="cpu"))
+
+
+def pruned(shapes: Path, models: Path, name: str, sinks: Sequence[Sink] = ()) -> Manifest:
+    return prune(Pruning(f"{name}@1", str(shapes), models, keep=0.5, epochs=1, device="cpu"), sinks)
+
+
+def batches_measured(models: Path, manifest: Manifest) -> set[int]:
+    """How many batches the norms of a version have measured, over all its runs."""
+    weights = load_file(artifact.folder(models, manifest.name, manifest.version) / artifact.WEIGHTS)
+    return {int(value) for key, value in weights.items() if key.endswith("num_batches_tracked")}
+
+
+def test_what_a_fine_tune_froze_is_trained_and_measured_anew(shapes: Path, tmp_path: Path) -> None:
+    train(shapes, tmp_path, "wide")
+    tuned = finetune(FinetuneJob("wide", str(shapes), "tuned", tmp_path, method="full", epochs=2, device="cpu"))
+    assert tuned.recipe["freeze"]["statistics"]
+    narrow = pruned(shapes, tmp_path, "tuned")
+    assert narrow.recipe["freeze"] == {"layers": 0, "statistics": False, "epochs": None}
+    assert min(batches_measured(tmp_path, narrow)) > max(batches_measured(tmp_path, tuned))
+
+
+def test_the_teacher_of_a_version_teaches_the_pruned_one_too(shapes: Path, tmp_path: Path) -> None:
+    train(shapes, tmp_path, "teacher", "optimizer.learning_rate=0.05")
+    train(shapes, tmp_path, "student", "distillation={teacher='teacher@1', weight=1e4}", "optimizer.learning_rate=1e-6")
+    kept = Kept()
+    assert pruned(shapes, tmp_path, "student", [kept]).recipe["distillation"]["teacher"] == "teacher@1"
+    assert kept.epochs[0].loss > 20 * kept.epochs[0].val_loss  # that of the validation is of the labels alone
+    shutil.rmtree(tmp_path / "teacher")
+    with pytest.raises(InputError, match=r"student@1 learned from a teacher.*no model 'teacher'.*Put it back"):
+        pruned(shapes, tmp_path, "student")
+
+
+def test_a_network_of_several_scales_is_refused(shapes: Path, tmp_path: Path) -> None:
+    train(shapes, tmp_path, "scales", "network.arguments.levels=2")
+    with pytest.raises(InputError, match="cannot be pruned"):
+        pruned(shapes, tmp_path, "scales")
