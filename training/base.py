@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from training import artifact, run
+from training import artifact, packaging
 from training.artifact import Manifest
 from training.errors import InputError
 from training.layers import head_of
@@ -65,7 +65,7 @@ class Base:
 
     def network(self) -> nn.Module:
         """The network as it was written, on the CPU in evaluation mode."""
-        return run.restore(self.folder, self.manifest)
+        return packaging.restore(self.folder, self.manifest)
 
     def adapted(self, classes: Sequence[str], levels: int) -> nn.Module:
         """The network with a head for other classes and so many scales.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from training import artifact, data, evaluate, forgetting, loop, lora, replay, run
+from training import artifact, data, evaluate, forgetting, loop, lora, packaging, replay, run
 from training.artifact import Manifest
 from training.base import Base
 from training.checkpoint import Checkpoint
@@ -96,7 +96,7 @@ def finetune(job: FinetuneJob, sinks: Sequence[Sink] = (), resume: bool = False)
         written = run.Job(recipe, job.source, job.name, job.models, job.seed, job.device, job.command, job.unfinished)
         checkpoint = Checkpoint(written.checkpoint, identity, resume)
         history = _unfreeze(work, recipe, network, head, checkpoint)
-    network.cpu().eval().load_state_dict(run.stored(network, recipe.weights))
+    network.cpu().eval().load_state_dict(packaging.stored(network, recipe.weights))
     metrics: dict[str, Any] = {"forgetting": _forgotten(work, network, memory)}
     if sum(map(len, dataset.splits.values())) < _FEW:
         metrics["cross_validation"] = choice.figures()

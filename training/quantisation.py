@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from training import artifact, data, evaluate, export, quantiser, replay, run
+from training import artifact, data, evaluate, export, packaging, quantiser, replay
 from training.artifact import Manifest
 from training.base import Base
 from training.data import Partition, Split
@@ -55,7 +55,9 @@ def quantise(task: Quantisation) -> Manifest:
     quantiser.fit(network, base.normalise, parts.train.images[chosen])
     before = _accuracy(base.folder, parts.validation)
     with artifact.new_version(task.models, parent.name) as folder:
-        calibration, metrics = run.write_network(folder, network, base.normalise, parts, parent.classes, recipe, CPU)
+        calibration, metrics = packaging.write_network(
+            folder, network, base.normalise, parts, parent.classes, recipe, CPU
+        )
         for name in _KEPT:
             if name in parent.files:
                 (folder / name).parent.mkdir(exist_ok=True)
@@ -67,7 +69,7 @@ def quantise(task: Quantisation) -> Manifest:
             "temperature": calibration.undecided,
             "temperature_certain": calibration.certain,
             "metrics": metrics,
-            "libraries": run.libraries(),
+            "libraries": packaging.libraries(),
             "parent": str(base),
             "finetune": None,
             "quantisation": {
@@ -79,7 +81,7 @@ def quantise(task: Quantisation) -> Manifest:
                 "bytes": {"before": _size(base.folder), "after": _size(folder)},
             },
         }
-        return run.write_report(folder, parent.model_copy(update=made))
+        return packaging.write_report(folder, parent.model_copy(update=made))
 
 
 def _parts(base: Base, source: str) -> Partition:

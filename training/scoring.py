@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import artifact, corruption, data, evaluate, export, run
+from training import artifact, corruption, data, evaluate, export, packaging
 from training.artifact import Manifest
 from training.data import Partition
 from training.device import CPU
@@ -96,7 +96,7 @@ def _novelty(folder: Path, manifest: Manifest, script: export.Script, known: Ten
     scores = {"max_probability": auroc(confidence(known), confidence(unknown))}
     if artifact.NEIGHBOURS in manifest.files:
         neighbours = Neighbours.read(folder / artifact.NEIGHBOURS)
-        network, normalise = run.restore(folder, manifest), Normalisation(manifest.mean, manifest.std)
+        network, normalise = packaging.restore(folder, manifest), Normalisation(manifest.mean, manifest.std)
         near, far = (neighbours(features(network, normalise, images)) for images in (known, unknown))
         scores["nearest_features"] = auroc(near, far)
     else:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.shapes import write_shapes
-from training import artifact, data, evaluate, export, quantiser, recipe, replay, run, scoring
+from training import artifact, data, evaluate, export, packaging, quantiser, recipe, replay, run, scoring
 from training.artifact import Manifest
 from training.base import Base
 from training.errors import InputError
@@ -78,7 +78,7 @@ def test_it_is_whole_and_smaller(models: Path) -> None:
 def test_the_weights_alone_give_what_the_script_gives(models: Path, shapes: Path) -> None:
     folder, found = artifact.folder(models, "shapes", 2), manifest(models, 2)
     images = data.load(str(shapes), found.input_size).splits["train"].images[:16]
-    network = run.restore(folder, found)
+    network = packaging.restore(folder, found)
     script = export.load_script(folder / artifact.SCRIPT, CPU)
     expected = evaluate.logits(network, Normalisation(found.mean, found.std), images, CPU)
     got = evaluate.logits(script.network, script.preprocess, images, CPU)

@@ -11,17 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.training.command import FAST, METHODS, command, training
 from tests.training.runs import partition
 from tests.training.shapes import write_shapes
-from training import artifact, data, evaluate, export, loop, recipe, resnet, run
+from training import artifact, evaluate, loop, recipe, run
 from training.adversarial import robust_accuracy, strong
-from training.calibration import Calibration
 from training.distributed import Group
-from training.errors import ArtifactError, InputError, TrainingError
-from training.normalisation import Normalisation
+from training.errors import InputError
 
 
 def weights_hash(models: Path, name: str) -> str:
@@ -53,21 +50,6 @@ def test_a_run_writes_every_part_of_the_artifact(models: Path) -> None:
     assert artifact.read_aliases(models, "shapes").production == 1
     assert f"{manifest.metrics['test']['accuracy']:.2%}" in (folder / "report" / "card.md").read_text()
     assert not (run.runs_folder(models, "shapes") / "checkpoint.pt").exists()
-
-
-def test_the_weights_alone_give_what_the_script_gives(models: Path, shapes: Path) -> None:
-    folder = artifact.folder(models, "shapes", 1)
-    manifest = artifact.read_manifest(folder)
-    network = resnet.build(manifest.architecture, len(manifest.classes), manifest.arguments)
-    network.load_state_dict(load_file(folder / artifact.WEIGHTS))
-    network.eval()
-    images = data.load(str(shapes), manifest.input_size).splits["train"].images[:16]
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (manifest.mean, manifest.std))
-    script = export.load_script(folder / artifact.SCRIPT, torch.device("cpu"))
-    with torch.inference_mode():
-        calibration = Calibration(manifest.temperature, manifest.temperature_certain)
-        expected = calibration(network((images / 255 - mean) / std))
-        torch.testing.assert_close(script(images), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_one_seed_gives_the_same_losses_and_weights(tmp_path: Path, shapes: Path) -> None:
@@ -249,16 +231,6 @@ def test_a_fit_that_is_tested_gives_the_test_figures_of_the_network_that_it_ends
     )
 
 
-def test_weights_that_their_format_cannot_hold_are_not_blamed_on_the_exporter(tmp_path: Path) -> None:
-    chosen = recipe.load("resnet20", ["network.arguments={width=8}", "weights='float16'"])
-    network = resnet.build("resnet20", 2, {"width": 8})
-    torch.nn.init.constant_(network.get_submodule("head").get_parameter("weight"), 1e5)
-    parts = partition(16)
-    normalise = Normalisation.of(parts.train.images)
-    with pytest.raises(TrainingError, match=r"not finite with its weights stored in float16"):
-        run.write_network(tmp_path, network, normalise, parts, ("left", "right"), chosen, torch.device("cpu"))
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -290,15 +262,6 @@ def test_every_problem_of_the_data_is_named_at_once(tmp_path: Path) -> None:
     assert done.returncode == 2
     for said in ("disc/0.png", "cross/1.png", "'empty' is empty"):
         assert said in done.stderr
-
-
-def test_a_wrong_export_is_refused() -> None:
-    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    expected = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    with pytest.raises(ArtifactError, match="2 other answers"):
-        run.check_agreement(lambda batch: torch.tensor([[0.0, 1.0]]).expand(len(batch), 2), images, expected)
-    with pytest.raises(ArtifactError, match="disagrees"):
-        run.check_agreement(lambda batch: torch.full((len(batch), 2), torch.nan), images, expected)
 
 
 def test_recipes_are_listed_with_what_they_reached() -> None:
