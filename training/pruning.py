@@ -78,7 +78,7 @@ def prune(task: Pruning, sinks: Sequence[Sink] = ()) -> Manifest:
     log.info("pruned from %d to %d weights", _weights(wide), _weights(network))
     network.prepare = None  # type: ignore[assignment]  # a first layer that was set from the data stays as it is
     device = choose_device(task.device)
-    with memory_errors(f"Its batches are of {job.recipe.batch_size}: prune it on a machine with more of it."):
+    with memory_errors(f"Its recipe has batches of {job.recipe.batch_size}: prune it on a machine with more memory."):
         history = loop.train(
             network,
             parts,
