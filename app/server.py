@@ -2,14 +2,19 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 import sys
+import time
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
 from training.errors import InputError
+
+log = logging.getLogger(__name__)
 
 _COPIES = 15  # of a listening socket
 # A process that answers nothing for so long is taken for dead. One that starts has to import all before it answers,
@@ -29,7 +34,6 @@ def run(config: uvicorn.Config) -> None:
         SystemExit: it did not start; the log says why.
     """
     if config.workers > 1:
-        config.timeout_worker_healthcheck = _HUNG_SECONDS
         Processes(config, listen(config)).run()
         return
     server = Server(config)
@@ -56,6 +60,42 @@ def listen(config: uvicorn.Config) -> list[socket.socket]:
 
 class Processes(Multiprocess):
     """Several server processes, which refuse new connections as soon as they are told to end."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        self._asked: dict[Process, float] = {}  # when each was asked what it has not answered yet
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace processes that have ended, and those that hang.
+
+        No answer is waited for, unlike in uvicorn's: meanwhile others could end, and signals be given to this process.
+        """
+        for place, process in enumerate(self.processes):
+            if process.process.is_alive() and not self._hangs(process):
+                continue
+            process.kill()
+            process.join()
+            if process.exitcode == STARTUP_FAILURE:
+                log.error("Process %d failed to start, and so would others. The log above says why.", process.pid)
+                self.should_exit.set()
+                return
+            log.warning(
+                "Process %d has ended, or did not answer for %d s; another one starts", process.pid, _HUNG_SECONDS
+            )
+            self._asked.pop(process, None)
+            self.processes[place] = Process(self.config, self.sockets)
+            self.processes[place].start()
+
+    def _hangs(self, process: Process) -> bool:
+        try:
+            if process.parent_conn.poll():
+                process.parent_conn.recv()
+                self._asked.pop(process, None)
+            if process not in self._asked:
+                process.parent_conn.send(b"ping")
+        except (OSError, EOFError):
+            return True
+        return time.monotonic() - self._asked.setdefault(process, time.monotonic()) > _HUNG_SECONDS
 
     def terminate_all(self) -> None:
         """Tell them to end. Connections would go on being made while this process listened, and never be answered."""

@@ -90,6 +90,21 @@ def test_process_that_does_not_answer_for_a_while_is_not_ended(models: Path) -> 
         assert worker in server.workers()
 
 
+def test_process_that_is_killed_is_replaced_although_another_one_hangs(models: Path) -> None:
+    with serve(models, "--workers", "2") as server:
+        hung, killed = server.workers()
+        os.kill(hung, signal.SIGSTOP)
+        os.kill(killed, signal.SIGKILL)
+        try:
+            end = time.monotonic() + 60  # uvicorn asks one process after another, and would wait 120 s for this one
+            while len(found := set(server.workers())) < 2 or killed in found:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            assert hung in found
+        finally:
+            os.kill(hung, signal.SIGCONT)
+
+
 def test_new_connections_are_refused_while_several_processes_end(models: Path) -> None:
     with serve(models, "--workers", "2") as server, upload_begun(server.url) as begun:
         os.kill(server.process.pid, signal.SIGTERM)
