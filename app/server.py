@@ -34,6 +34,7 @@ def run(config: uvicorn.Config) -> None:
         SystemExit: it did not start; the log says why.
     """
     if config.workers > 1:
+        config.timeout_worker_healthcheck = _HUNG_SECONDS  # what SIGHUP gives each new process to start in
         Processes(config, listen(config)).run()
         return
     server = Server(config)

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -204,7 +205,7 @@ def prune(
     _check(partial(artifact.resolve, models, model), partial(_find, data), partial(choose_device, device.value))
     _prepare()
     task = pruning.Pruning(model, data, models, keep, epochs, device.value, _command())
-    with Bar(epochs) as bar:
+    with _alone(models, model), Bar(epochs) as bar:
         manifest = pruning.prune(task, [bar])
     size = manifest.files[artifact.WEIGHTS].size / 1e6
     _conclude(models, manifest, f"pruned from {manifest.parent} to weights of {size:.2f} MB.")
@@ -219,7 +220,8 @@ def quantise(
     """Turn a model into 8-bit integers, measure what that costs, and write it as the next version."""
     _check(partial(artifact.resolve, models, model), partial(_find, data))
     _prepare()
-    manifest = quantisation.quantise(quantisation.Quantisation(model, data, models, _command()))
+    with _alone(models, model):
+        manifest = quantisation.quantise(quantisation.Quantisation(model, data, models, _command()))
     cost = report.quantisation_cost(manifest.quantisation or {})
     _conclude(models, manifest, f"quantised from {manifest.parent}: {cost}.")
 
@@ -380,6 +382,12 @@ def _followed(models: Path, name: str, epochs: int | None, start: Callable[[list
                 return start([JsonLines(log_file), bar])
     except KeyboardInterrupt as error:
         raise TrainingError("Interrupted. Finished epochs are kept: the same command with --resume goes on.") from error
+
+
+def _alone(models: Path, model: str) -> AbstractContextManager[None]:
+    """Keep others from making a version of the model meanwhile."""
+    name, _ = artifact.resolve(models, model)
+    return lock.exclusive(run.runs_folder(models, name), shlex.join(_command()))
 
 
 def _conclude(models: Path, manifest: Manifest, how: str) -> None:

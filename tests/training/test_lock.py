@@ -33,6 +33,15 @@ def test_a_second_run_of_a_name_is_refused_until_the_first_is_dead(shapes: Path,
         pass
 
 
+@pytest.mark.parametrize("doing", ["prune", "quantise"])
+def test_nor_is_another_version_made_of_it_meanwhile(models: Path, shapes: Path, doing: str) -> None:
+    with lock.exclusive(run.runs_folder(models, "shapes"), "the first run"):
+        second = training(doing, "--model", "shapes@1", "--data", shapes, "--models", models)
+    assert second.returncode == 2
+    assert "Another run of shapes is at work" in second.stderr
+    assert artifact.versions(models, "shapes") == [1]
+
+
 @pytest.mark.parametrize(("name", "holder"), [("one", "first"), ("two", "second")])
 def test_each_name_is_held_by_its_own_run(tmp_path: Path, name: str, holder: str) -> None:
     refused = pytest.raises(InputError, match=rf"Another run of {name} is at work: process \d+ .*\({holder}\)")
