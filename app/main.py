@@ -24,7 +24,7 @@ from app.entrance import Entrance, is_prediction
 from app.feedback.recorder import Recorder
 from app.feedback.store import Store
 from app.jobs.queue import JobQueue
-from app.middleware import BodyLimit, Guard, HeadAsGet, Keys, Limit, Origins
+from app.middleware import BodyLimit, Guard, HeadAsGet, Keys, Limit, Origins, check_head
 from app.refusal import Refusals
 from app.registry import Registry
 from app.service import Service
@@ -120,7 +120,7 @@ def _add_layers(app: App, settings: Settings, keys: Sequence[str]) -> None:
     datasets = {"/finetune": Limit(settings.max_dataset_bytes, "APP_MAX_DATASET_MB")}
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, limit=uploads, exceptions=datasets)
-    checks = [Origins(None if keys else settings.hosts).check, *([Keys(keys).check] if keys else [])]
+    checks = [check_head, Origins(None if keys else settings.hosts).check, *([Keys(keys).check] if keys else [])]
     app.add_middleware(Guard, checks=checks)
     app.predictions = Entrance(predict.predict, uploads, checks)
 

@@ -12,9 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import (
     BodyTooLargeError,
     ForeignPageError,
+    MalformedRequestError,
     ServiceError,
     UnauthorizedError,
     UnknownHostError,
+    UnsupportedMediaError,
     respond,
 )
 
@@ -23,6 +25,7 @@ _OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
 _OPEN_FOLDER = "/web/"
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_PLAIN = frozenset({b"", b"identity"})
 _OWN_SITES = frozenset({b"same-origin", b"none"})
 # Strangers cannot have a name with such an ending lead anywhere: RFC 6761, 6762, 8375, ICANN's `internal`, and `lan`,
 # which routers give out and no registry does.
@@ -131,6 +134,24 @@ class Keys:
                 "Send one of the service's API keys in the header 'Authorization: Bearer KEY' or 'X-API-Key: KEY'."
             )
         scope["api_key"] = matches.index(True) + 1
+
+
+def check_head(scope: Scope) -> None:
+    """Return if a request says once for whom it is, and sends its body as it is.
+
+    Raises:
+        MalformedRequestError: it names no host, or several (RFC 9112, section 3.2).
+        UnsupportedMediaError: its body is compressed (RFC 9110, section 15.5.16).
+    """
+    hosts = 0
+    for name, value in scope["headers"]:
+        if name == b"host":
+            hosts += 1
+        elif name == b"content-encoding" and value.lower() not in _PLAIN:
+            encoding = value.decode("latin-1")
+            raise UnsupportedMediaError(f"The body is compressed ({encoding}). Send it without Content-Encoding.")
+    if hosts != 1 and scope["http_version"] == "1.1":
+        raise MalformedRequestError("A request has one header Host, which names the service.")
 
 
 class Origins:

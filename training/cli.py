@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import re
 import shlex
 import sys
@@ -119,6 +120,7 @@ def finetune(  # noqa: PLR0913, PLR0917  each is an option, given by its name
         partial(artifact.check_name, name),
         partial(_find, data),
         partial(_find, base_data),
+        partial(_check_rate, learning_rate),
         partial(choose_device, device.value),
     )
     _prepare()
@@ -348,6 +350,11 @@ def _check(*checks: Callable[[], object]) -> list[Any]:
     return given
 
 
+def _check_rate(rate: float | None) -> None:
+    if rate is not None and not 0 < rate < math.inf:
+        raise InputError(f"--learning-rate is a number above 0, such as 0.005, not {rate}.")
+
+
 def _find(source: str | None) -> None:
     """See that a SOURCE is there, if one is given; cifar10 may have to be downloaded, which is left to the run."""
     if source is not None and source != "cifar10":
@@ -381,7 +388,9 @@ def _followed(models: Path, name: str, epochs: int | None, start: Callable[[list
             with Bar(epochs) as bar:
                 return start([JsonLines(log_file), bar])
     except KeyboardInterrupt as error:
-        raise TrainingError("Interrupted. Finished epochs are kept: the same command with --resume goes on.") from error
+        kept = (folder / run.CHECKPOINT).exists()
+        how = "Finished epochs are kept: the same command with --resume goes on." if kept else "No epoch was finished."
+        raise TrainingError(f"Interrupted. {how}") from error
 
 
 def _alone(models: Path, model: str) -> AbstractContextManager[None]:

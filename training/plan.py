@@ -110,6 +110,10 @@ def _input_size(wish: int | None, native: int, survey: Survey, budget: int) -> i
     return max([size for size in cheap if size <= survey.side], default=native)
 
 
+def _rate(method: Method) -> float:
+    return 1e-2 if method == "lora" else 5e-3
+
+
 def make_recipe(wishes: Wishes, plan: Plan, base: Manifest, name: str, labels: Tensor) -> Recipe:
     """Settle the rest from the training pictures, int64 [N] labels.
 
@@ -136,7 +140,7 @@ def make_recipe(wishes: Wishes, plan: Plan, base: Manifest, name: str, labels: T
         ),
         optimizer=Optimizer(
             name="adamw",
-            learning_rate=wishes.learning_rate or (1e-2 if plan.method == "lora" else 5e-3),
+            learning_rate=_rate(plan.method) if wishes.learning_rate is None else wishes.learning_rate,
             weight_decay=0.01,
             relative=True,
             first_layer_share=0.1,

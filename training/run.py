@@ -29,6 +29,7 @@ from training.sink import Epoch, Sink
 
 log = logging.getLogger(__name__)
 
+CHECKPOINT = "checkpoint.pt"
 _NEEDED_LATE = ("torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg")  # the first by optimisers
 
 
@@ -51,7 +52,7 @@ class Job:
     @property
     def checkpoint(self) -> Path:
         """Where an interrupted run goes on from."""
-        return self.unfinished or runs_folder(self.models, self.name) / "checkpoint.pt"
+        return self.unfinished or runs_folder(self.models, self.name) / CHECKPOINT
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,13 @@ def _common(method: str, operation: Mapping[str, Any], keys: bool) -> Iterator[i
     """Statuses of the problems that an operation shares with all of its kind, where `keys` are asked for or are not."""
     if operation.get("security"):
         yield 401
+    yield 400
     if method != "get":
         yield 403
     if not keys:
         yield 421
     if "requestBody" in operation:
         yield 408
+        yield 415
     if "422" in operation["responses"]:
         yield 422

@@ -1,5 +1,6 @@
 """The training process of a job: `python -m app.jobs.child JOB REQUEST`. Its outcome is one JSON document on stdout."""
 
+import errno
 import logging
 import os
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.jobs.folder import NO_ROOM, JobFolder, find_dataset
-from app.jobs.job import Failure, Request
+from app.jobs.job import JobFailure, Request
 from app.jobs.process import Outcome, end_with_parent
 from app.settings import Settings
 from training import artifact, compare, data, device, lock, machine, recipe, run
@@ -22,6 +23,7 @@ from training.sink import Epoch, Step
 log = logging.getLogger(__name__)
 
 _NICE = 19
+_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _REWRITE_SECONDS = 0.5
 _LONG = {"per_class", "confusion"}  # parts of a split's figures that are left to the manifest
 
@@ -101,14 +103,19 @@ def _outcome(job: str, request: Request, settings: Settings) -> Outcome:
     try:
         return _run(job, request, settings)
     except InputError as error:
-        return Outcome(failure=Failure(detail=str(error), errors=list(error.problems)))
+        return Outcome(failure=JobFailure(detail=str(error), errors=list(error.problems)))
     except TrainingError as error:
-        return Outcome(failure=Failure(detail=str(error), errors=[]))
+        return Outcome(failure=JobFailure(detail=str(error), errors=[]))
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno in NO_ROOM:
+            detail = f"The disk is full ({error}). Free some room and send the job again; production is untouched."
+        elif error.errno in _READ_ONLY:
+            detail = (
+                f"A folder of the service cannot be written ({error}). Mend its rights and send the job again."
+            )
+        else:
             raise
-        full = f"The disk is full ({error}). Free some room and send the job again; production is untouched."
-        return Outcome(failure=Failure(detail=full, errors=[]))
+        return Outcome(failure=JobFailure(detail=detail, errors=[]))
 
 
 def _run(job: str, request: Request, settings: Settings) -> Outcome:

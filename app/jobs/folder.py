@@ -93,14 +93,14 @@ def prune(data_dir: Path, active: Collection[str], keep_bytes: int) -> None:
         active: the ids of the jobs that have not ended, whose archives are kept.
     """
     for folder in _jobs(data_dir).glob(f"{_UPLOAD}*"):
-        if _age(folder) > _ABANDONED_SECONDS:
+        if abs(_age(folder)) > _ABANDONED_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
     for folder in _jobs(data_dir).glob(f"{_JOB}/{_UNFINISHED}"):
-        if folder.parent.name not in active and _age(folder) > _FRESH_SECONDS:
+        if folder.parent.name not in active and abs(_age(folder)) > _FRESH_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
     kept = 0
     for age, size, archive in sorted(_archives(data_dir)):
-        if archive.parent.name not in active and age > _FRESH_SECONDS:
+        if archive.parent.name not in active and abs(age) > _FRESH_SECONDS:
             kept += size
             if kept > keep_bytes:
                 archive.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from training.artifact import NAME_PATTERN
 
@@ -24,7 +24,9 @@ class Form(BaseModel):
     method: Literal["auto", "head", "full", "lora"] = Field("auto", description="What of the base is trained.")
     epochs: PositiveInt | None = Field(None, description="Left out: chosen from the size of the data.")
     batch_size: int | None = Field(None, ge=2, description="Left out: chosen from the size of the data.")
-    learning_rate: PositiveFloat | None = Field(None, description="Left out: chosen from the method.")
+    learning_rate: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Left out: chosen from the method."
+    )
     classes: Literal["auto", "replace", "add"] = Field("auto", description="What becomes of the base's classes.")
     seed: int = Field(0, ge=0, lt=2**63, description="The same seed gives the same model, on one machine.")
     promote: Literal["auto", "never"] = Field(
@@ -79,7 +81,7 @@ class Result(BaseModel):
     )
 
 
-class Failure(BaseModel):
+class JobFailure(BaseModel):
     """Why a job failed."""
 
     detail: str
@@ -96,7 +98,7 @@ class Job(BaseModel):
     progress: Progress
     warnings: list[str] = Field(description="What is worth knowing about the dataset.")
     result: Result | None = None
-    error: Failure | None = None
+    error: JobFailure | None = None
 
     @property
     def ended(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from app.jobs.folder import JobFolder
-from app.jobs.job import Failure, Request
+from app.jobs.job import JobFailure, Request
 from app.settings import Settings
 from training import artifact
 
@@ -22,7 +22,7 @@ _SHOWN = 300  # characters of the log's end that a failure names
 class Outcome(BaseModel):
     """What a training process says at its end; everything but `failure` is about the version that it wrote."""
 
-    failure: Failure | None = None
+    failure: JobFailure | None = None
     version: int = 0
     metrics: dict[str, Any] = {}
     comparison: dict[str, Any] | None = None
@@ -90,13 +90,13 @@ def _runs(process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _died(code: int, folder: JobFolder) -> Failure:
+def _died(code: int, folder: JobFolder) -> JobFailure:
     if code == -signal.SIGKILL:
-        return Failure(
+        return JobFailure(
             detail="The training process was killed, most likely because memory ran out. Lower batch_size, send "
             "smaller pictures, or give the machine more memory.",
             errors=[],
         )
     end = folder.log.read_text(errors="replace").strip()[-_SHOWN:].splitlines()
     last = end[-1] if end else "it wrote none"
-    return Failure(detail=f"The training process failed with code {code}. Its log ends with: {last}", errors=[])
+    return JobFailure(detail=f"The training process failed with code {code}. Its log ends with: {last}", errors=[])

@@ -10,7 +10,7 @@ from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, WorkflowStatus
 
 from app.errors import JobEndedError, KeyReusedError, QueueUnavailableError, UnknownJobError
 from app.jobs.folder import JobFolder
-from app.jobs.job import Failure, Job, Request, Result, Status
+from app.jobs.job import Job, JobFailure, Request, Result, Status
 from app.settings import Settings
 
 APPLICATION = "refit"
@@ -176,7 +176,7 @@ def _request(found: WorkflowStatus) -> Request:
     return Request.model_validate(found.input["args"][0])
 
 
-def _failure(found: WorkflowStatus) -> Failure:
+def _failure(found: WorkflowStatus) -> JobFailure:
     if found.error is None:
-        return Failure(detail="Every worker that ran the job died. The workers' log says why.", errors=[])
-    return Failure(detail=str(found.error), errors=getattr(found.error, "data", None) or [])
+        return JobFailure(detail="Every worker that ran the job died. The workers' log says why.", errors=[])
+    return JobFailure(detail=str(found.error), errors=getattr(found.error, "data", None) or [])

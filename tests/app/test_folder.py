@@ -49,6 +49,13 @@ def test_interrupted_uploads_are_deleted_the_day_after(tmp_path: Path) -> None:
     assert (abandoned.exists(), running.exists()) == (False, True)
 
 
+def test_what_was_written_while_the_clock_was_wrong_is_deleted_too(tmp_path: Path) -> None:
+    archive, upload = put(tmp_path, "a", hours=-24 * 365), new_upload(tmp_path)
+    os.utime(upload, (time.time() + 365 * DAY,) * 2)
+    prune(tmp_path, set(), keep_bytes=0)
+    assert (archive.exists(), upload.exists()) == (False, False)
+
+
 def test_an_upload_is_no_jobs_data(tmp_path: Path) -> None:
     archive = new_upload(tmp_path) / f"{'b' * 64}.zip"
     archive.write_bytes(b"screened")

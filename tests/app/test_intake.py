@@ -223,6 +223,7 @@ def test_links_and_devices_are_refused(client: httpx.Client, kind: bytes) -> Non
         ({}, "'name'"),
         ({"name": "Big Name"}, "'name'"),
         ({"name": "x", "epochs": "no"}, "'epochs'"),
+        ({"name": "x", "learning_rate": "inf"}, "'learning_rate'"),
         ({"name": "x", "colour": "red"}, "'colour'"),
         ({"name": "x", "recipe": "/etc/passwd.toml"}, "There is no recipe"),
         ({"name": "x", "base": "nothing"}, "There is no model 'nothing'"),

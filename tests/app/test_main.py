@@ -73,14 +73,21 @@ def test_every_schema_that_is_named_is_there(request: pytest.FixtureRequest, whi
     assert set(references(document)) <= there
 
 
+def test_no_two_schemas_have_one_title(document: dict[str, Any]) -> None:
+    """Clients that are generated name their classes so, and leave out what would have the name of another."""
+    titles = [schema["title"] for schema in document["components"]["schemas"].values() if "title" in schema]
+    assert sorted(titles) == sorted(set(titles))
+
+
 def test_operations_with_parameters_may_find_them_wrong(document: dict[str, Any]) -> None:
     for name, operation in operations(document):
         assert "parameters" not in operation or "422" in operation["responses"], name
 
 
-def test_operations_with_a_body_may_find_it_too_slow(document: dict[str, Any]) -> None:
+def test_operations_with_a_body_may_find_it_too_slow_or_compressed(document: dict[str, Any]) -> None:
     for name, operation in operations(document):
-        assert ("requestBody" in operation) == ("408" in operation["responses"]), name
+        assert ("requestBody" in operation) == ({"408", "415"} <= operation["responses"].keys()), name
+        assert "400" in operation["responses"], name
 
 
 def test_operations_that_ask_for_a_key_may_miss_it(document: dict[str, Any], guarded_document: dict[str, Any]) -> None:
@@ -106,7 +113,9 @@ def test_both_kinds_of_body_are_documented(document: dict[str, Any]) -> None:
 def test_answers_are_documented(document: dict[str, Any]) -> None:
     answers = document["paths"]["/predict"]["post"]["responses"]
     assert answers["200"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Predictions"}
-    assert set(answers) == {*("200", "403", "404", "408", "413", "415", "421", "422", "429", "500", "503", "504")}
+    assert set(answers) == {
+        *("200", "400", "403", "404", "408", "413", "415", "421", "422", "429", "500", "503", "504")
+    }
     problem = answers["415"]["content"]["application/problem+json"]["schema"]["$ref"]
     assert problem.rpartition("/")[2] in document["components"]["schemas"]
 

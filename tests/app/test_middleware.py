@@ -6,13 +6,14 @@ And what is the same for all addresses: HEAD, and a slash at the end.
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from tests.app.jobs import TINY, accepted, shapes, submit
 from tests.app.pictures import png
-from tests.app.process import serve
+from tests.app.process import Server, serve
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +159,39 @@ def test_names_that_strangers_can_have_are_set_where_there_is_no_key(
     answer = keyless.post("/predict", files={"file": png(1)}, headers={"Host": host})
     assert answer.status_code == (200 if known else 421)
     assert guarded.get("/models", headers={"Host": host, "X-API-Key": "first-key"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("version", "hosts", "status"),
+    [("1.1", (), 400), ("1.1", ("refit", "other"), 400), ("1.1", ("refit",), 200), ("1.0", (), 200)],
+)
+@pytest.mark.parametrize("first", ["GET /healthz", "POST /predict"])
+def test_a_request_names_one_host(
+    server: Server, first: str, version: str, hosts: tuple[str, ...], status: int
+) -> None:
+    address = urlsplit(server.url)
+    head = [
+        f"{first} HTTP/{version}",
+        *(f"Host: {host}" for host in hosts),
+        "Content-Type: image/png",
+        "Connection: close",
+    ]
+    body = png(1) if first.startswith("POST") else b""
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        connection.sendall("\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body)
+        assert connection.recv(100).split()[1] == b"%d" % status
+
+
+def test_a_compressed_body_is_named_as_that(client: httpx.Client) -> None:
+    def send(encoding: str) -> httpx.Response:
+        return client.post(
+            "/predict", content=png(1), headers={"content-type": "image/png", "content-encoding": encoding}
+        )
+
+    assert send("identity").status_code == 200
+    answer = send("gzip")
+    assert (answer.status_code, answer.json()["type"]) == (415, "urn:refit:problem:unsupported-media-type")
+    assert "Send it without Content-Encoding" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/docs", "/openapi.json"])

@@ -190,7 +190,7 @@ def exchange(connection: socket.socket, data: bytes) -> tuple[bytes, list[bytes]
 def test_refusals_are_those_of_the_entrance_and_leave_the_connection_as_it_was(small: Server) -> None:
     picture = png(1)
     ordinary = request(b"Host: refit", b"Content-Type: image/png", b"Content-Length: %d" % len(picture), body=picture)
-    other = ordinary.replace(b"Host: refit", LONG)
+    other = ordinary.replace(b"Host: refit", b"Host: refit\r\n" + LONG)
     url = httpx.URL(small.url)
     with socket.create_connection((url.host, url.port or 0), timeout=60) as connection:
         with upload_begun(small.url):
@@ -224,7 +224,7 @@ def test_log_names_whom_the_proxy_sends_for(full: Server, lines: list[bytes], cl
     first = f"POST /predict?{uuid.uuid4()} HTTP/1.1"
     url = httpx.URL(full.url)
     with socket.create_connection((url.host, url.port or 0), timeout=60) as connection:
-        data = request(*lines, *way, b"Content-Length: 4", first=first.encode())
+        data = request(b"Host: refit", *lines, *way, b"Content-Length: 4", first=first.encode())
         assert exchange(connection, data)[0] == b"HTTP/1.1 429 Too Many Requests"
         port = connection.getsockname()[1]
     full.wait_logged(f'{client.format(port=port)} - "{first}" 429')

@@ -74,8 +74,8 @@ NO_OTHER = "There is nothing at '/other'"
         (("train", *RECIPE, *NAME, *DATA), (*NO_RECIPE, NO_NAME, NO_DATA)),
         (("train", "--recipe", "none", *NAME, *DATA), ("There is no recipe 'none'", NO_NAME, NO_DATA)),
         (
-            ("finetune", "--base", "none", *NAME, *DATA, "--base-data", "/other"),
-            (NO_MODEL, NO_NAME, NO_DATA, NO_OTHER),
+            ("finetune", "--base", "none", *NAME, *DATA, "--base-data", "/other", "--learning-rate", "0"),
+            (NO_MODEL, NO_NAME, NO_DATA, NO_OTHER, "--learning-rate is a number above 0"),
         ),
         (("evaluate", "--model", "none", *DATA, "--ood", "/other"), (NO_MODEL, NO_DATA, NO_OTHER)),
         (("prune", "--model", "none", *DATA), (NO_MODEL, NO_DATA)),

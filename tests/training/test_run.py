@@ -112,6 +112,18 @@ def test_a_full_disk_fails_the_run_and_leaves_what_was_there(models: Path, shape
     assert not list(models.rglob(".partial-*"))
 
 
+def test_what_is_interrupted_says_what_is_kept(tmp_path: Path, shapes: Path) -> None:
+    asked = ("train", "--recipe", "resnet18", "--device", "cpu", "--data", shapes, "--name", "x", "--models", tmp_path)
+    with subprocess.Popen(command(*asked), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr
+        while "training" not in (said := process.stderr.readline()):
+            assert said, "the run ended"
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 1
+    assert "Interrupted. No epoch was finished." in said
+
+
 def test_a_diverging_run_says_what_to_change(tmp_path: Path, shapes: Path) -> None:
     arguments = ("train", *FAST, "--data", shapes, "--name", "x", "--models", tmp_path)
     done = training(*arguments, "--set", "optimizer.learning_rate=1e12", "--set", "epochs=2")
