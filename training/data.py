@@ -29,7 +29,7 @@ from training.split import duplicate_clusters, held_out, repeating
 
 log = logging.getLogger(__name__)
 
-_CACHE_VERSION = 4  # part of the cache key: raise it whenever reading, decoding or clustering changes
+_CACHE_VERSION = 5  # part of the cache key: raise it whenever reading, decoding or clustering changes
 _DECODED_AT_ONCE = 256
 _ABANDONED_SECONDS = 24 * 3600  # a file that nobody has written to for so long is of a writer that was killed
 _BYTES_AT_ONCE = 64 << 20  # of encoded pictures, so that large photos do not fill the memory

@@ -9,6 +9,7 @@ import os
 import pickle
 import posixpath
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -34,6 +35,7 @@ _HEADER_BYTES = 1 << 16  # of all that a tar says of one member; names and attri
 _LISTED_BYTES = 1024  # of an archive's list of files, for each that it may hold; 100 are usual
 _ZIP_ENTRY = b"PK\x01\x02"  # begins each entry of a zip's list (APPNOTE.TXT 4.3.12)
 _ZIP_UTF8 = 0x800  # flag of a name that is UTF-8, else it is code page 437 (APPNOTE.TXT 4.4.4)
+_ZIP_UNICODE_PATH = 0x7075  # kind of the extra field that holds a name beyond the code page (APPNOTE.TXT 4.6.9)
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 _CIFAR_FILES = {
     **{f"data_batch_{number}{ending}": "train" for number in range(1, 6) for ending in ("", ".bin")},
@@ -219,12 +221,32 @@ def _zip_members(path: Path, most: int) -> Iterator[Member]:
 
 def _zip_name(item: zipfile.ZipInfo) -> str:
     """An entry's name with forward slashes. Some Windows programs store others."""
-    name = item.filename
-    if not item.flag_bits & _ZIP_UTF8:
-        # Info-ZIP and macOS store UTF-8 without saying so; text in code page 437 is hardly ever valid UTF-8.
-        with contextlib.suppress(UnicodeError):
-            name = name.encode("cp437").decode()
+    name = _zip_unicode_path(item)
+    if not name:
+        name = item.filename
+        if not item.flag_bits & _ZIP_UTF8:
+            # Info-ZIP and macOS store UTF-8 without saying so; text in code page 437 is hardly ever valid UTF-8.
+            with contextlib.suppress(UnicodeError):
+                name = name.encode("cp437").decode()
     return name.replace("\\", "/")
+
+
+def _zip_unicode_path(item: zipfile.ZipInfo) -> str:
+    """The name in an entry's Unicode Path field, as Windows programs write it; empty if there is none.
+
+    The field holds a version, the checksum of the name that it stands for, and its own in UTF-8 (APPNOTE.TXT 4.6.9).
+    With another checksum, a program that does not know the field has renamed the entry. From Python 3.12 on, `zipfile`
+    reads the field, too.
+    """
+    raw = item.orig_filename.encode("utf-8" if item.flag_bits & _ZIP_UTF8 else "cp437")
+    start = struct.pack("<BL", 1, zlib.crc32(raw))
+    extra = item.extra
+    while len(extra) > 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == _ZIP_UNICODE_PATH and field.startswith(start):
+            return field.removeprefix(start).decode()
+    return ""
 
 
 def _zip_kind(name: str, mode: int) -> Kind:

@@ -9,8 +9,9 @@ import tarfile
 import tempfile
 import tracemalloc
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -378,6 +379,49 @@ def test_zip_with_names_in_code_page_437(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"xpfel/gr--e", "Äpfel/größe".encode("cp437")))
     assert contents(path) == {"Äpfel/größe.png": png(1)}
     assert [member.name for member in members(path, 10)] == ["Äpfel/größe.png"]
+
+
+def zip_of_unicode_paths(path: Path, files: Mapping[str, bytes], before: bytes = b"") -> Path:
+    """A zip whose names are `?` beyond the code page, each with its Unicode Path field, as WinZip and WinRAR write it.
+
+    Args:
+        before: stands before each field's text, which it may break.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, (name, data) in enumerate(files.items()):
+            raw = name.encode("cp437", "replace")
+            text = before + name.encode()
+            item = zipfile.ZipInfo(f"{number}".rjust(len(raw), "x"))
+            extra = struct.pack("<HHBL", 0x7075, 5 + len(text), 1, zlib.crc32(raw)) + text
+            item.extra = struct.pack("<HHB", 0x5455, 1, 0) + extra  # behind a field of another kind, here of times
+            archive.writestr(item, data)
+    packed = path.read_bytes()
+    for number, name in enumerate(files):
+        raw = name.encode("cp437", "replace")
+        packed = packed.replace(f"{number}".rjust(len(raw), "x").encode(), raw)
+    path.write_bytes(packed)
+    return path
+
+
+def test_zip_with_unicode_paths(tmp_path: Path) -> None:
+    files = {"кошка/1.png": png(1), "собак/1.png": png(2), "größe/1.png": png(3), "é\\猫.png": png(4)}
+    path = zip_of_unicode_paths(tmp_path / "windows.zip", files)
+    assert path.read_bytes().count(b"?????/1.png") == 2 * 2
+    assert contents(path) == {name.replace("\\", "/"): data for name, data in files.items()}
+    assert [str(member.path) for member in members(path, 10)] == list(contents(path))
+
+
+def test_unicode_path_of_an_entry_that_was_renamed_is_passed_over(tmp_path: Path) -> None:
+    path = zip_of_unicode_paths(tmp_path / "renamed.zip", {"кошка/1.png": png(1)})
+    path.write_bytes(path.read_bytes().replace(b"?????/1.png", b"hamster.png"))
+    assert contents(path) == {"hamster.png": png(1)}
+
+
+def test_unicode_path_that_is_broken_is_refused(tmp_path: Path) -> None:
+    path = zip_of_unicode_paths(tmp_path / "broken.zip", {"кошка/1.png": png(1)}, b"\xff")
+    for look in (lambda: contents(path), lambda: list(members(path, 10))):
+        with pytest.raises(InputError, match=r"broken\.zip cannot be read .* Pack it again\."):
+            look()
 
 
 def test_links_in_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
