@@ -153,7 +153,7 @@ def survey(name: str) -> Survey:
                 with contextlib.suppress(ImageError):
                     sides.append(min(open_picture(entry.data).size))
     classes = preflight.inspect(pictures, folders, others=others).classes
-    return Survey(classes, len(pictures), int(statistics.median(sides)) if sides else 0)
+    return Survey(classes, len(set(pictures)), int(statistics.median(sides)) if sides else 0)
 
 
 def load(name: str, size: int, least_classes: int = 2, warn: bool = True) -> Dataset:
@@ -285,10 +285,13 @@ def _decode_source(path: Path, digest: str, size: int, least_classes: int) -> Da
             folders.append(entry.path)
         elif result is None:
             others.append(entry.path)
-        elif isinstance(result, ImageError):
-            damaged[entry.path] = str(result)
         else:
-            pixels[entry.path] = result
+            damaged.pop(entry.path, None)  # of a tar that was added to, the last file of a name counts
+            pixels.pop(entry.path, None)
+            if isinstance(result, ImageError):
+                damaged[entry.path] = str(result)
+            else:
+                pixels[entry.path] = result
     findings = preflight.inspect(list(pixels), folders, damaged, others, least_classes)
     if findings.errors:
         _warn(findings.warnings)

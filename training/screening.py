@@ -1,6 +1,6 @@
 """Screens an archive that came over the network: what can be said against it before a run is begun."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from training import preflight, source
@@ -43,12 +43,13 @@ def screen(
         if any(source.is_batch(member.path) for member in files):
             return Findings()  # CIFAR-10's own files, whose pictures the run reads
         small = sum(member.size for member in files) <= DECODED_AT_ONCE
-        damaged = dict(_damaged(path, max_pixels, stopped)) if small else {}
+        damaged = _damaged(path, max_pixels, stopped) if small else {}
     except InputError as error:
         return Findings(errors=[problem.replace(path.name, filename) for problem in error.problems])
     if stopped():
         return None
-    pictures = [member.path for member in files if preflight.is_picture_name(member.path)]
+    # A tar that was added to may hold a file more than once; the last one counts.
+    pictures = dict.fromkeys(member.path for member in files if preflight.is_picture_name(member.path))
     return preflight.inspect(
         [picture for picture in pictures if picture not in damaged],
         [folder for folder in folders if not source.is_litter(folder)],
@@ -89,19 +90,22 @@ def _problem(member: Member) -> str | None:
     return None
 
 
-def _damaged(path: Path, max_pixels: int, stopped: Callable[[], bool]) -> Iterator[tuple[PurePosixPath, str]]:
+def _damaged(path: Path, max_pixels: int, stopped: Callable[[], bool]) -> dict[PurePosixPath, str]:
     """The pictures that cannot be decoded, with the reason, among the first of `PIXELS_AT_ONCE` pixels together."""
+    damaged: dict[PurePosixPath, str] = {}
     left = PIXELS_AT_ONCE
     for entry in source.read(path):
         if stopped():
-            return
+            break
         if entry.data is None or not preflight.is_picture_name(entry.path):
             continue
+        damaged.pop(entry.path, None)
         try:
             opened = open_picture(entry.data, max_pixels)
             left -= opened.width * opened.height
             if left < 0:
-                return
+                break
             decode(entry.data, 8, max_pixels)
         except ImageError as error:
-            yield entry.path, str(error)
+            damaged[entry.path] = str(error)
+    return damaged

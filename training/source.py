@@ -140,11 +140,12 @@ def sha256(path: Path) -> str:
 def read(path: Path) -> Iterator[Entry]:
     """Yield a source's files and folders in stored order, without hidden files and system litter.
 
-    CIFAR-10's own batch files come out as the pictures inside them: `train/cat/00042.bmp`.
+    CIFAR-10's own batch files come out as the pictures inside them: `train/cat/00042.bmp`. A tar may hold a file more
+    than once; the last one counts.
 
     Raises:
-        InputError: the source is damaged, locked, holds a file that is too large, or a pickled batch file that is
-            not the official one.
+        InputError: the source is damaged, locked, holds a file that is too large, a zip's picture twice, or a pickled
+            batch file that is not the official one.
     """
     with _explained(path):
         for entry in _read_raw(path):
@@ -163,7 +164,7 @@ def members(path: Path, most: int) -> Iterator[Member]:
         most: files and folders that it may hold.
 
     Raises:
-        InputError: it is damaged, or holds more.
+        InputError: it is damaged, holds more, or is a zip that holds a picture twice.
     """
     listed = 0
     with _explained(path):
@@ -213,10 +214,28 @@ class _ListedZip(io.FileIO):
 
 def _zip_members(path: Path, most: int) -> Iterator[Member]:
     with _ListedZip(path, most) as file, zipfile.ZipFile(file) as archive:
-        for item in archive.infolist():
-            name = _zip_name(item)
-            mode = item.external_attr >> 16
-            yield Member(name, _inside(name), item.file_size, _zip_kind(name, mode))
+        for item, name, place in _zip_list(archive):
+            yield Member(name, place, item.file_size, _zip_kind(name, item.external_attr >> 16))
+
+
+def _zip_list(archive: zipfile.ZipFile) -> Iterator[tuple[zipfile.ZipInfo, str, PurePosixPath]]:
+    """A zip's entries, each with its name and its place.
+
+    Raises:
+        InputError: a picture is in it more than once: one would take the other's place. In a tar that is how a file is
+            replaced, and whoever reads it takes the last one.
+    """
+    taken: set[PurePosixPath] = set()
+    for item in archive.infolist():
+        name = _zip_name(item)
+        place = _inside(name)
+        if not name.endswith("/") and _is_wanted(place) and not is_litter(place):
+            if place in taken:
+                raise InputError(
+                    f"{place} is in the archive more than once. Pack it again, with a name of its own for each picture."
+                )
+            taken.add(place)
+        yield item, name, place
 
 
 def _zip_name(item: zipfile.ZipInfo) -> str:
@@ -290,9 +309,13 @@ def _is_litter(name: str) -> bool:
     return name.startswith(".") or name in JUNK
 
 
+def _is_wanted(path: PurePosixPath) -> bool:
+    """Whether a file's name is one of pictures; videos and notes beside them need not go through memory."""
+    return path.suffix.lower() in EXTENSIONS or is_batch(path)
+
+
 def _is_read(path: PurePosixPath, size: int) -> bool:
-    """Whether a file's bytes are wanted; videos and notes beside the pictures need not go through memory."""
-    if path.suffix.lower() not in EXTENSIONS and path.name not in _CIFAR_FILES:
+    if not _is_wanted(path):
         return False
     if size > MAX_FILE_BYTES:
         raise InputError(f"{path} holds {size:,} bytes; at most {MAX_FILE_BYTES:,} are read. Make it smaller.")
@@ -327,9 +350,7 @@ def _read_folder(path: Path) -> Iterator[Entry]:
 def _read_zip(path: Path) -> Iterator[Entry]:
     links = 0
     with zipfile.ZipFile(path) as archive:
-        for item in archive.infolist():
-            name = _zip_name(item)
-            place = _inside(name)
+        for item, name, place in _zip_list(archive):
             if stat.S_ISLNK(item.external_attr >> 16):
                 links += 1
             elif name.endswith("/"):

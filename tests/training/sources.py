@@ -64,7 +64,16 @@ def _zip(path: Path, files: Files) -> None:
 
 def _tar(path: Path, files: Files) -> None:
     compression = path.suffix.removeprefix(".") if path.suffix != ".tar" else ""
-    with tarfile.open(path, f"w:{compression}") as archive:  # type: ignore[call-overload]  # the mode is not a literal
+    _append(path, f"w:{compression}", files)
+
+
+def add(path: Path, files: Files) -> None:
+    """Append to a `.tar`, as `tar -r` does: a file that it has already is in it twice then."""
+    _append(path, "a", files)
+
+
+def _append(path: Path, mode: str, files: Files) -> None:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]  # the mode is not a literal
         for name, data in files.items():
             item = tarfile.TarInfo(name)
             if data is None:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.encoding import encode
-from tests.training.sources import KINDS, classes, draw, make, png
+from tests.training.sources import KINDS, add, classes, draw, make, png
 from training.data import Dataset, Split, Survey, _chunks, cache_folder, cached, load, partition, survey, trim
 from training.errors import InputError
 from training.picture import decode
@@ -67,6 +67,14 @@ def test_splits_of_the_source(tmp_path: Path, kind: str) -> None:
     dataset = load(str(make(tmp_path, kind, files)), 32)
     assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 12, "test": 3}
     assert dataset.splits["test"].labels.tolist() == [0, 0, 1]
+
+
+def test_last_picture_of_a_tar_that_was_added_to_counts(tmp_path: Path) -> None:
+    path = make(tmp_path, ".tar", classes(BOTH))
+    add(path, {"cat/0.png": png(99)})
+    train = load(str(path), 32).splits["train"]
+    assert len(train) == survey(str(path)).count == 12
+    assert np.array_equal(train.images[0].numpy(), decode(png(99), 32))
 
 
 @pytest.mark.parametrize("size", [16, 48])

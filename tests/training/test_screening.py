@@ -1,12 +1,14 @@
 """Screening: what is said against an archive before a run. The addresses' own tests cover the rest, over HTTP."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.encoding import encode
-from tests.training.sources import Files, classes, draw, make, png
-from training import screening
+from tests.training.sources import Files, add, classes, draw, make, png
+from training import data, screening
+from training.errors import InputError
 from training.preflight import Findings
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tar.xz")
@@ -58,6 +60,35 @@ def test_one_class_is_enough_to_be_added(tmp_path: Path) -> None:
     path = make(tmp_path, ".zip", classes({"cat": 20}))
     assert screen(path).errors != []
     assert screen(path, least=1).errors == []
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_picture_that_a_zip_holds_twice_is_an_error(tmp_path: Path) -> None:
+    path = make(tmp_path, ".zip", classes({"cat": 20, "dog": 20}))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("dog/5.png", png(99))
+    (error,) = screen(path).errors
+    assert error.startswith("dog/5.png is in the archive more than once.")
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_tar_that_was_added_to_is_judged_by_its_last_files(tmp_path: Path, damaged: bool) -> None:
+    before, after = (png(99), png(99)[:100]) if damaged else (png(99)[:100], png(99))
+    path = make(tmp_path, ".tar", {**classes({"cat": 20, "dog": 20}), "dog/5.png": before, "stray.png": before})
+    add(path, {"dog/5.png": after, "stray.png": after})
+    found = screen(path)
+    assert len(found.errors) == 2 * damaged
+    assert found.errors == problems_of_a_run(path)
+    assert "1 pictures lie in no class folder" in found.warnings[0]
+
+
+def problems_of_a_run(path: Path) -> list[str]:
+    """What a run says against an archive."""
+    try:
+        data.load(str(path), 8)
+    except InputError as error:
+        return list(error.problems)
+    return []
 
 
 @pytest.mark.parametrize("kind", ARCHIVES)

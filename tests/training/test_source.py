@@ -424,6 +424,24 @@ def test_unicode_path_that_is_broken_is_refused(tmp_path: Path) -> None:
             look()
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("again", ["cat/1.png", "./cat//1.png", "cat\\1.png"])
+def test_zip_that_holds_a_picture_twice_is_refused(tmp_path: Path, again: str) -> None:
+    path = tmp_path / "twice.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("cat/", "cat/", "notes.txt", "notes.txt", "__MACOSX/1.png", "__MACOSX/1.png", "cat/1.png"):
+            archive.writestr(name, b"")
+    assert len(list(read(path))) == 5
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(again, png(2))
+    for look in (lambda: contents(path), lambda: list(members(path, 10))):
+        with pytest.raises(InputError) as caught:
+            look()
+        assert caught.value.problems == (
+            "cat/1.png is in the archive more than once. Pack it again, with a name of its own for each picture.",
+        )
+
+
 def test_links_in_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = make(tmp_path, "folder", {"cat/1.png": png(1)})
     (tmp_path / "elsewhere").mkdir()
