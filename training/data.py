@@ -23,7 +23,7 @@ from torch import Tensor
 from training import preflight, source
 from training.errors import ImageError, InputError
 from training.machine import processors
-from training.picture import Pixels, decode, open_picture
+from training.picture import DEFAULT_MAX_PIXELS, Pixels, decode, open_picture
 from training.preflight import some
 from training.split import duplicate_clusters, held_out, repeating
 
@@ -36,6 +36,8 @@ _BYTES_AT_ONCE = 64 << 20  # of encoded pictures, so that large photos do not fi
 _SURVEYED = 1000  # pictures whose size is looked at
 _FOLDERS = {"test": "test", "validation": "val"}
 TEST_SHARE = 0.2  # of a source that comes without a split
+
+_max_pixels = DEFAULT_MAX_PIXELS  # see `allow`
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,15 @@ class Partition:
     made: tuple[str, ...]
 
 
+def allow(max_pixels: int) -> None:
+    """Set how many pixels, width times height, a picture may have that this process decodes for a data set.
+
+    Until then it is `DEFAULT_MAX_PIXELS`. Data sets that are cached already are not measured again.
+    """
+    global _max_pixels  # noqa: PLW0603 (every run of a process reads by the same limit)
+    _max_pixels = max_pixels
+
+
 def cache_folder() -> Path:
     """Where decoded data sets are kept: `$REFIT_CACHE`, else `refit` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -151,7 +162,7 @@ def survey(name: str) -> Survey:
             pictures.append(entry.path)
             if len(sides) < _SURVEYED:
                 with contextlib.suppress(ImageError):
-                    sides.append(min(open_picture(entry.data).size))
+                    sides.append(min(open_picture(entry.data, _max_pixels).size))
     classes = preflight.inspect(pictures, folders, others=others).classes
     return Survey(classes, len(set(pictures)), int(statistics.median(sides)) if sides else 0)
 
@@ -311,7 +322,7 @@ def _decoded(entries: Iterable[source.Entry], size: int) -> Iterator[tuple[sourc
         if entry.data is None or not preflight.is_picture_name(entry.path):
             return None
         try:
-            return decode(entry.data, size)
+            return decode(entry.data, size, _max_pixels)
         except ImageError as error:
             return error
 

@@ -121,6 +121,7 @@ def _outcome(job: str, request: Request, settings: Settings) -> Outcome:
 def _run(job: str, request: Request, settings: Settings) -> Outcome:
     machine.keep_freed_memory()
     device.set_threads(most=settings.finetune_threads)
+    data.allow(settings.max_pixels)
     folder = JobFolder(settings.data_dir, job)
     reporter = Reporter(folder)
     logging.getLogger("training").addHandler(reporter)

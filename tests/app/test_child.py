@@ -13,6 +13,8 @@ from app.jobs.process import Outcome
 from app.settings import Settings
 from tests.app import artifacts
 from tests.app.jobs import shapes
+from tests.encoding import encode
+from tests.training.shapes import draw
 from training import artifact
 
 
@@ -29,6 +31,13 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def train(settings: Settings, job: str, archive: bytes, **fields: Any) -> Outcome:
+    """What comes of a job of the model `shapes` that succeeds."""
+    outcome = attempt(settings, job, archive, **fields)
+    assert outcome.failure is None, JobFolder(settings.data_dir, job).log.read_text()
+    return outcome
+
+
+def attempt(settings: Settings, job: str, archive: bytes, **fields: Any) -> Outcome:
     """What comes of a job of the model `shapes`."""
     sha256 = hashlib.sha256(archive).hexdigest()
     folder = JobFolder(settings.data_dir, job)
@@ -46,7 +55,6 @@ def test_an_old_version_whose_manifest_is_damaged_is_in_nobodys_way(settings: Se
     artifacts.write(models, "shapes", seed=2, classes=("cross", "disc"))
     damaged.write_text(damaged.read_text()[:100])
     outcome = train(settings, "a", shapes(), start="shapes@2", method="head")
-    assert outcome.failure is None
     assert outcome.version == 3
     assert outcome.comparison
     assert outcome.comparison["production"] == 2
@@ -65,7 +73,20 @@ def test_a_job_leaves_no_more_decoded_data_sets_than_are_to_be_kept(settings: Se
 
 def test_models_that_cannot_be_written_are_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APP_MODELS_DIR", "/sys/refit")  # where nobody can make a folder, not even root
-    outcome = train(Settings(), "a", shapes(), start=None, recipe="resnet20")
-    assert outcome.failure
-    assert "A folder of the service cannot be written" in outcome.failure.detail
-    assert "/sys/refit" in outcome.failure.detail
+    failure = attempt(Settings(), "a", shapes(), start=None, recipe="resnet20").failure
+    assert failure
+    assert "A folder of the service cannot be written" in failure.detail
+    assert "/sys/refit" in failure.detail
+
+
+def test_a_job_reads_pictures_of_as_many_pixels_as_the_service_does(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APP_MAX_PIXELS", "4800")
+    archive = shapes(extra={"disc/fits.png": encode(draw("disc", 0).resize((80, 60)))})
+    too_large = shapes(extra={"disc/large.png": encode(draw("disc", 0).resize((80, 61)))})
+    scratch: dict[str, Any] = {"start": None, "recipe": "resnet20", "batch_size": 16}
+    assert train(settings, "a", archive, **scratch).version == 1
+    failure = attempt(settings, "b", too_large, **scratch).failure
+    assert failure
+    assert failure.errors == ["disc/large.png: The picture has 80 x 61 pixels; at most 4,800 are read. Scale it down."]

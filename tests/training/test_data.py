@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from tests.encoding import encode
 from tests.training.sources import KINDS, add, classes, draw, make, png
+from training import data
 from training.data import Dataset, Split, Survey, _chunks, cache_folder, cached, load, partition, survey, trim
 from training.errors import InputError
 from training.picture import decode
@@ -155,6 +156,19 @@ def test_huge_picture_in_an_archive_is_one_of_the_problems(tmp_path: Path) -> No
     huge = encode(Image.new("1", (8000, 7000)))
     with pytest.raises(InputError, match=r"^dog/huge\.png: The picture has 8000 x 7000 pixels"):
         load(str(make(tmp_path, ".zip", classes(BOTH) | {"dog/huge.png": huge})), 16)
+
+
+def test_limit_of_pixels_is_the_one_that_was_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_max_pixels", data._max_pixels)  # to have it put back
+    huge = {"dog/huge.png": encode(Image.new("1", (8000, 6251)))}
+    path = str(make(tmp_path, ".zip", {**classes(BOTH), **huge}))
+    with pytest.raises(InputError, match="8000 x 6251 pixels; at most 50,000,000 are read"):
+        load(path, 32)
+    data.allow(8000 * 6251)
+    assert len(load(path, 32).splits["train"]) == 13
+    assert survey(path).side == 32
+    data.allow(32 * 32 - 1)
+    assert survey(path).side == 0
 
 
 def test_warnings_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
