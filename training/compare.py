@@ -1,5 +1,6 @@
 """The gate before a promotion: candidate and production on the same held-out pictures, which neither was trained on."""
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,10 @@ from torch.nn import functional as F
 from training import artifact, data, evaluate, export, replay, split
 from training.artifact import Manifest
 from training.device import CPU
+from training.errors import InputError
 from training.lineage import lineage, partition
+
+log = logging.getLogger(__name__)
 
 # What a candidate may cost and still pass. A slower or larger one is refused only if it is slow or large as such: a
 # fine-tune on larger pictures is slower, and meant to be.
@@ -101,8 +105,7 @@ def _held_out(models: Path, new: Manifest, old: Manifest, archives: Mapping[str,
     fresh = _read(new, archive)
     if _test_split(new) == _test_split(old):
         return {"candidate": fresh.test}
-    known = archives.get(old.data.sha256)
-    before = _read(old, known) if known else _recall(artifact.folder(models, old.name, old.version), old)
+    before = _read_old(old, archives.get(old.data.sha256)) or _recall(models, old)
     if before is None:
         return {"candidate": fresh.test}
     return {
@@ -138,8 +141,17 @@ def _read(manifest: Manifest, archive: Path) -> _Known:
     return _Known(_Pictures(labels, parts.test.images, at), seen)
 
 
-def _recall(folder: Path, manifest: Manifest) -> _Known | None:
-    memory = replay.recall(folder, manifest)
+def _read_old(manifest: Manifest, archive: Path | None) -> _Known | None:
+    """What an earlier version knows, if its data is kept and can still be read: rules and limits may have changed."""
+    try:
+        return _read(manifest, archive) if archive else None
+    except InputError as error:
+        log.warning("the data of version %d in production cannot be read any more: %s", manifest.version, error)
+        return None
+
+
+def _recall(models: Path, manifest: Manifest) -> _Known | None:
+    memory = replay.recall(artifact.folder(models, manifest.name, manifest.version), manifest)
     if memory is None:
         return None
     images = memory.test.images

@@ -149,6 +149,17 @@ def test_without_productions_data_its_stored_pictures_are_asked(
     assert found["pictures"].keys() == {"candidate", "production"}
 
 
+def test_data_that_cannot_be_read_any_more_is_as_good_as_gone(
+    trained: tuple[Path, list[Manifest]], sources: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "few.zip").write_bytes(b"damaged since")
+    models, versions = trained
+    archives = {versions[2].data.sha256: sources["more"], versions[0].data.sha256: tmp_path / "few.zip"}
+    found = compare.compare(models, "shapes", 3, 1, archives)
+    assert found["pictures"] == gate(trained, sources, 3, 1, kept=False)["pictures"]
+    assert "cannot be read any more" in caplog.text
+
+
 def test_a_candidate_that_no_picture_can_judge_does_not_pass(tmp_path: Path) -> None:
     both = []
     for name, order in (("one", ("train", "test")), ("other", ("test", "train"))):
