@@ -1,7 +1,7 @@
 import {classify, clearAnswers, droppedPictures} from "./classify.js";
 import {fillFeedback} from "./feedback.js";
 import {
-  $, Problem, act, background, call, explain, failure, headers, percent, persist, storeKey, text, unreachable,
+  $, Problem, act, background, call, explain, failure, headers, percent, persist, storeKey, text,
 } from "./service.js";
 import {pack} from "./tar.js";
 
@@ -9,7 +9,12 @@ const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 const HIDDEN_FILE = /(^|\/)(\.|__MACOSX\/|Thumbs\.db$|desktop\.ini$)/i;
 const PICTURE_FILE = /\.(jpe?g|jpe|jfif|png|webp|gif|bmp)$/i;
 const CIFAR_FILE = /(^|\/)(data_batch_[1-5]|test_batch)(\.bin)?$/;
-const following = new Set();
+const POLL_MS = 1000;
+const states = new Map(); // by id of a job: what is shown of it
+const unfinished = new Set(); // ids of jobs
+let ends = 0; // jobs that were seen to end
+let endsShown = 0; // how many of them the models on the page are newer than
+let watching = false;
 const pending = new Map(); // by what is trained on: what the service has not accepted yet
 
 async function refresh() {
@@ -83,7 +88,9 @@ async function begin(kind, body, content) {
   try {
     const job = await send("finetune", body, key);
     pending.delete(kind);
-    background(() => follow(job.id, itemOf(job)));
+    itemOf(job);
+    unfinished.add(job.id);
+    background(watch);
   } finally {
     allowSending(true);
     // What is disabled loses the focus.
@@ -122,12 +129,12 @@ function send(path, body, key) {
 }
 
 async function fillJobs() {
-  const {jobs} = await (await call("finetune")).json();
-  for (const job of [...jobs].reverse()) {
-    const item = itemOf(job);
-    showJob(item, job);
-    if (!ENDED.has(job.status)) background(() => follow(job.id, item));
-  }
+  const asked = [...unfinished];
+  const {jobs} = await (await call("finetune?limit=100")).json();
+  const listed = new Set(jobs.map(({id}) => id));
+  for (const id of asked) if (!listed.has(id)) unfinished.delete(id);
+  for (const job of [...jobs].reverse()) showJob(job);
+  background(watch);
 }
 
 function itemOf(job) {
@@ -140,13 +147,20 @@ function itemOf(job) {
   return item;
 }
 
-function showJob(item, job) {
+function showJob(job) {
+  const ended = ENDED.has(job.status);
+  if (!ended) unfinished.add(job.id);
+  else if (unfinished.delete(job.id)) ends += 1;
+  const state = JSON.stringify(job);
+  if (states.get(job.id) === state) return; // what is written anew may be read aloud anew
+  states.set(job.id, state);
+  const item = itemOf(job);
   const {epoch, epochs} = job.progress;
   item.querySelector(".name").textContent = job.name ?? "";
   item.querySelector(".status").textContent = job.status;
-  item.querySelector(".cancel").hidden = ENDED.has(job.status);
+  item.querySelector(".cancel").hidden = ended;
   const bar = item.querySelector("progress");
-  bar.hidden = ENDED.has(job.status);
+  bar.hidden = ended;
   bar.value = epochs ? epoch / epochs : 0;
   const detail = item.querySelector(".detail");
   detail.classList.toggle("error", job.status === "failed");
@@ -166,16 +180,29 @@ function detailOf({status, progress, result, error}) {
   ].filter(Boolean).join(", ");
 }
 
-/** Show a job until it has ended, and then what came of it, also when the service is away in between. */
-async function follow(id, item) {
-  if (following.has(id)) return;
-  following.add(id);
+/** Show the jobs until all have ended, and then what came of them, also when the service is away in between.
+ *
+ * They are asked for together: a browser has six connections to a service, and a stream for each job would take them.
+ */
+async function watch() {
+  if (watching) return;
+  watching = true;
   try {
-    await outlast(() => showEvents(id, item));
-    await outlast(refresh);
+    while (unfinished.size || endsShown < ends) {
+      await outlast(poll);
+      await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+    }
   } finally {
-    following.delete(id);
+    watching = false;
   }
+}
+
+async function poll() {
+  await fillJobs();
+  const seen = ends;
+  if (endsShown === seen) return;
+  await refresh();
+  endsShown = seen;
 }
 
 /** Persist while the service is away or busy, and say so. */
@@ -188,30 +215,6 @@ async function outlast(action) {
     });
   } finally {
     $("away").hidden = true;
-  }
-}
-
-async function showEvents(id, item) {
-  for await (const job of events(id)) {
-    $("away").hidden = true;
-    showJob(item, job);
-    if (ENDED.has(job.status)) return;
-  }
-  throw unreachable();
-}
-
-/** A job whenever it has changed. EventSource cannot send the key, so the stream is read by hand. */
-async function* events(id) {
-  const stream = (await call(`finetune/${id}/events`)).body.pipeThrough(new TextDecoderStream()).getReader();
-  const read = () => stream.read().catch(() => { throw unreachable(); });
-  let rest = "";
-  for (let part = await read(); !part.done; part = await read()) {
-    const complete = (rest + part.value).split(/\r?\n\r?\n/);
-    rest = complete.pop();
-    for (const event of complete) {
-      const data = event.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5));
-      if (data.length) yield JSON.parse(data.join(""));
-    }
   }
 }
 

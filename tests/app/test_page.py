@@ -26,6 +26,7 @@ from app.jobs.folder import JobFolder, State
 from app.jobs.job import Progress
 from tests import needs
 from tests.app import artifacts, pictures
+from tests.app.jobs import TINY, accepted, shapes, submit
 from tests.app.process import Server, serve, upload_begun
 from tests.encoding import encode
 from tests.training.shapes import draw
@@ -446,6 +447,24 @@ def test_a_restart_of_the_service_is_survived_and_nothing_is_trained_twice(brows
     accepted, broken, *retried, last = keys
     assert len(retried) == 2
     assert len({accepted, broken, *retried, last}) == 4
+
+
+def test_many_unfinished_jobs_do_not_hold_up_the_page(browser: Browser, tmp_path: Path) -> None:
+    artifacts.write(tmp_path / "models", "cifar10", seed=1)
+    with (
+        serve(tmp_path / "models", data_dir=tmp_path / "data") as running,
+        httpx.Client(base_url=running.url, timeout=60) as client,
+    ):
+        for _ in range(7):  # browsers open six connections to a service
+            accepted(submit(client, shapes(3), name="shapes", **TINY))
+        for page in opened(browser, running):
+            jobs = page.locator("#jobs li")
+            expect(jobs.locator(".status")).to_have_text(["queued"] * 7)
+            choose(page, pictures.png(1))
+            expect(page.locator("#answers li")).to_have_count(1)
+            with page.expect_response("**/models"):
+                jobs.first.get_by_role("button", name="Cancel").click()
+            expect(jobs.locator(".status")).to_have_text(["cancelled", *["queued"] * 6])
 
 
 def fill(page: Page, name: str, folder: Path) -> None:
