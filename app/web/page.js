@@ -15,14 +15,17 @@ const unfinished = new Set(); // ids of jobs
 let ends = 0; // jobs that were seen to end
 let endsShown = 0; // how many of them the models on the page are newer than
 let watching = false;
+let turn = 0; // of what is asked for: what an earlier one finds is not shown any more
 const pending = new Map(); // by what is trained on: what the service has not accepted yet
 
 async function refresh() {
+  const own = ++turn;
   const {models} = await (await call("models")).json();
+  if (own !== turn) return;
   const usable = models.filter((model) => model.aliases.production !== null);
   fillSelect($("model"), usable.map(({name}) => new Option(name)), usable.find((model) => model.default)?.name);
   fillSelect($("base"), [new Option("what fits", ""), ...usable.map(({name}) => new Option(name))], "");
-  await Promise.all([fillModels(models), fillJobs(), fillFeedback()]);
+  await Promise.all([fillModels(models, () => own === turn), fillJobs(), fillFeedback()]);
 }
 
 function fillSelect(select, options, preferred) {
@@ -218,12 +221,24 @@ async function outlast(action) {
   }
 }
 
-async function fillModels(models) {
-  $("models").replaceChildren(...await Promise.all(models.map(modelCard)));
+async function fillModels(models, wanted) {
+  const cards = await Promise.all(models.map(modelCard));
+  if (!wanted()) return;
+  const {value, parentElement} = document.activeElement;
+  const name = parentElement?.closest("#models article")?.dataset.model;
+  $("models").replaceChildren(...cards);
+  if (name) focusIn($("models").querySelector(`[data-model="${CSS.escape(name)}"]`), value);
+}
+
+/** Put the focus, which what is replaced loses, on the same button of a model, or on its name where that is gone. */
+function focusIn(card, value) {
+  const button = card?.querySelector(`button[value="${value}"]:not([hidden])`);
+  (button ?? card?.querySelector("h3"))?.focus({preventScroll: true});
 }
 
 async function modelCard(model) {
   const card = $("model-card").content.cloneNode(true);
+  card.querySelector("article").dataset.model = model.name;
   card.querySelector("h3").textContent = model.name;
   card.querySelector(".note").textContent = model.error ?? "";
   const rows = await Promise.all([...model.versions].reverse().map((version) => versionRow(model, version)));
@@ -255,6 +270,7 @@ async function versionRow(model, version) {
 function promoteCell(model, version) {
   const cell = document.createElement("td");
   const button = text("button", "Promote");
+  button.value = version;
   button.onclick = () => act(async () => {
     await call(`models/${model.name}/promote`, {
       method: "POST",

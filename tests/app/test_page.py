@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.sync_api import (
+    APIResponse,
     Browser,
     ConsoleMessage,
     FilePayload,
@@ -55,6 +56,15 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
 @pytest.fixture(scope="module")
 def guarded(models: Path) -> Iterator[Server]:
     with serve(models, api_keys="right-key") as running:
+        yield running
+
+
+@pytest.fixture
+def three_versions(tmp_path: Path) -> Iterator[Server]:
+    """A service of one model, whose first version of three is in production."""
+    for version in (1, 2, 3):
+        artifacts.write(tmp_path / "models", "pets", seed=version, classes=("cat", "dog"), promote=version == 1)
+    with serve(tmp_path / "models", data_dir=tmp_path / "data") as running:
         yield running
 
 
@@ -206,6 +216,44 @@ def test_versions_and_what_is_wrong_with_them_are_listed(page: Page) -> None:
     expect(cards.filter(has_text="cifar10").locator("tbody tr")).to_have_count(2)
     expect(cards.filter(has_text="cifar10").locator("tbody tr").nth(1)).to_contain_text("in production")
     expect(cards.filter(has_text="unreadable").locator(".error")).not_to_be_empty()
+
+
+def test_the_versions_shown_are_those_that_were_asked_for_last(browser: Browser, three_versions: Server) -> None:
+    held: list[tuple[Route, APIResponse]] = []
+
+    def hold(route: Route) -> None:
+        held.append((route, route.fetch()))
+
+    for page in opened(browser, three_versions):
+        rows = page.locator("#models tbody tr")
+        page.route("**/models", hold, times=1)
+        with page.expect_request("**/models"):
+            rows.nth(1).get_by_role("button", name="Promote").click()
+        rows.nth(0).get_by_role("button", name="Promote").click()
+        expect(rows.nth(0)).to_contain_text("in production")
+        route, late = held.pop()
+        with page.expect_response("**/models"):
+            route.fulfill(response=late)
+        for _ in range(3):
+            page.evaluate("async () => (await fetch('models/pets/versions/1')).json()")
+        expect(rows.nth(0)).to_contain_text("in production")
+
+
+def test_what_changes_a_model_keeps_the_focus_there(browser: Browser, three_versions: Server) -> None:
+    for page in opened(browser, three_versions):
+        card = page.locator("#models article")
+        rows = card.locator("tbody tr")
+        back = card.get_by_role("button", name="Back to the version before")
+        for row in (1, 0):
+            rows.nth(row).get_by_role("button", name="Promote").press("Enter")
+            expect(rows.nth(row)).to_contain_text("in production")
+            expect(card.locator("h3")).to_be_focused()
+        back.press("Enter")
+        expect(rows.nth(1)).to_contain_text("in production")
+        expect(back).to_be_focused()
+        back.press("Enter")
+        expect(rows.nth(2)).to_contain_text("in production")
+        expect(card.locator("h3")).to_be_focused()
 
 
 def test_a_key_is_asked_for_and_used_on_both_pages(browser: Browser, guarded: Server) -> None:
