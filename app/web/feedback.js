@@ -35,8 +35,19 @@ function show(queue, known, {unlabelled = 0, labels = {}} = {}) {
   $("feedback-count").textContent = `${labelled} labelled, ${unlabelled} wait. The least certain come first.`;
   $("learn").disabled = !labelled;
   $("learn").dataset.labels = JSON.stringify(labels);
-  $("queue").replaceChildren(...queue.map(queueItem));
+  showQueue(queue);
   $("classes").replaceChildren(...[...new Set([...known, ...Object.keys(labels)])].map((name) => new Option(name)));
+}
+
+/** Show the queue around the items that stay, so that what is being typed there stays too. */
+function showQueue(queue) {
+  const shown = new Map([...$("queue").children].map((item) => [item.dataset.id, item]));
+  const items = queue.map((prediction) => shown.get(prediction.id) ?? queueItem(prediction));
+  for (const item of shown.values()) if (!items.includes(item)) item.remove();
+  items.forEach((item, place) => {
+    const there = $("queue").children[place] ?? null;
+    if (item !== there) $("queue").insertBefore(item, there);
+  });
 }
 
 /** What tells a prediction from others to those who do not see its picture. */
@@ -63,7 +74,8 @@ export function labelForm(prediction) {
 
 function queueItem(prediction) {
   const {id, label, probability, filename} = prediction;
-  const item = $("answer").content.cloneNode(true);
+  const item = $("answer").content.cloneNode(true).firstElementChild;
+  item.dataset.id = id;
   item.querySelector("strong").textContent = `${label}?`;
   item.querySelector(".file").textContent = `${percent(probability)} ${filename ?? ""}`;
   const forget = text("button", "Forget", "forget");

@@ -396,6 +396,27 @@ def test_what_waits_for_a_label_is_that_of_the_chosen_model(browser: Browser, tm
             expect(page.locator("#classes option")).to_have_text(["cat", "dog"])
 
 
+def test_what_is_being_typed_outlasts_the_end_of_a_job(browser: Browser, tmp_path: Path) -> None:
+    artifacts.write(tmp_path / "models", "pets", seed=3, classes=("cat", "dog"))
+    with (
+        serve(tmp_path / "models", data_dir=tmp_path / "data", keep_feedback=True) as running,
+        httpx.Client(base_url=running.url, timeout=60) as client,
+    ):
+        job = accepted(submit(client, shapes(3), name="shapes", **TINY))
+        for page in opened(browser, running):
+            expect(page.locator("#jobs .status")).to_have_text("queued")
+            choose(page, pictures.png(1), pictures.png(2))
+            expect(page.locator("#queue li")).to_have_count(2)
+            field = page.locator("#queue input").nth(1).element_handle()
+            field.type("ne")
+            (other,) = client.post("/predict", files={"file": ("3.png", pictures.png(3))}).json()["predictions"]
+            assert client.get(f"/feedback/{other['id']}/picture").status_code == 200
+            client.delete(f"/finetune/{job}")
+            expect(page.locator("#queue li")).to_have_count(3)
+            assert field.input_value() == "ne"
+            assert field.evaluate("field => field === document.activeElement")
+
+
 def test_nothing_is_wider_than_a_phone(browser: Browser, tmp_path: Path) -> None:
     for promote in (True, False):
         artifacts.write(tmp_path / "models", "m" * 64, seed=1, classes=("c" * 100, "d" * 100), promote=promote)
