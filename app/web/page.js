@@ -71,9 +71,19 @@ async function submit(form) {
   if (!body.get("base")) body.delete("base");
   const content = [...body, ...files.map(({path, file}) => [path, file.size, file.lastModified])];
   body.append("dataset", pack(files), `${body.get("name")}.tar`);
-  await begin("folder", body, content);
+  await begin("folder", body, content).catch(async (error) => {
+    if (error.status === 0) await tryReading(files);
+    throw error;
+  });
   form.reset();
   describeChoice();
+}
+
+/** A file that is gone or has changed breaks the request as an absent service does, and does so for good. */
+async function tryReading(files) {
+  await Promise.all(files.map(({path, file}) => file.slice(0, 1).arrayBuffer().catch(() => {
+    throw new Error(`${path} cannot be read any more. Choose the folder again.`);
+  })));
 }
 
 /** Train the chosen model on the labels that it was given. */
@@ -121,7 +131,7 @@ function send(path, body, key) {
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
     request.setRequestHeader("idempotency-key", key);
     request.upload.onprogress = (event) => Object.assign($("sent"), {hidden: false, value: event.loaded / event.total});
-    request.onerror = () => reject(new Error("The connection to the service broke. Try again."));
+    request.onerror = () => reject(new Problem(0, "The connection to the service broke. Try again."));
     request.onload = () => {
       if (request.status === 202) resolve(JSON.parse(request.responseText));
       else reject(new Problem(request.status, explain(request.status, request.responseText)));

@@ -536,6 +536,22 @@ def test_many_unfinished_jobs_do_not_hold_up_the_page(browser: Browser, tmp_path
             expect(jobs.locator(".status")).to_have_text(["cancelled", *["queued"] * 6])
 
 
+def test_a_folder_that_changed_after_it_was_chosen_is_to_be_chosen_again(browser: Browser, tmp_path: Path) -> None:
+    artifacts.write(tmp_path / "models", "cifar10", seed=1)
+    folder = folder_of(tmp_path / "pets", cat=pictures.png(1), dog=pictures.png(2))
+    with serve(tmp_path / "models", data_dir=tmp_path / "data") as running:
+        for page in opened(browser, running):
+            fill(page, "pets", folder)
+            (folder / "cat" / "1.png").write_bytes(pictures.png(3) + b"more")
+            page.click("#train button")
+            said = "pets/cat/1.png cannot be read any more. Choose the folder again."
+            expect(page.locator("#problem")).to_have_text(said)
+            fill(page, "pets", folder)
+            page.click("#train button")
+            expect(page.locator("#jobs .status")).to_have_text("queued")
+            expect(page.locator("#problem")).to_be_hidden()
+
+
 def fill(page: Page, name: str, folder: Path) -> None:
     """Say what is to be trained."""
     page.set_input_files("#folder", folder)
