@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 from app.errors import InvalidRequestError
 from training import source
 
-MAX_LENGTH = 100
+MAX_LENGTH = 255  # of a folder's name
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's categories of control characters, broken letters, line ends
 
 

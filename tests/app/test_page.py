@@ -23,6 +23,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from app.feedback.label import MAX_LENGTH
 from app.jobs.folder import JobFolder, State
 from app.jobs.job import Progress
 from tests import needs
@@ -418,15 +419,16 @@ def test_what_is_being_typed_outlasts_the_end_of_a_job(browser: Browser, tmp_pat
 
 
 def test_nothing_is_wider_than_a_phone(browser: Browser, tmp_path: Path) -> None:
+    classes = ("c" * MAX_LENGTH, "d" * MAX_LENGTH)
     for promote in (True, False):
-        artifacts.write(tmp_path / "models", "m" * 64, seed=1, classes=("c" * 100, "d" * 100), promote=promote)
+        artifacts.write(tmp_path / "models", "m" * 64, seed=1, classes=classes, promote=promote)
     with serve(tmp_path / "models", data_dir=tmp_path / "data", keep_feedback=True) as running:
         for page in opened(browser, running):
             page.set_viewport_size({"width": 360, "height": 740})
             expect(page.locator("#models tbody tr")).to_have_count(2)
             choose(page, pictures.png(1))
             expect(page.locator("#answers li")).to_have_count(1)
-            expect(page.locator("#queue li")).to_have_count(1)
+            expect(page.locator("#queue input")).to_have_attribute("maxlength", str(MAX_LENGTH))
             assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
