@@ -110,9 +110,7 @@ def _outcome(job: str, request: Request, settings: Settings) -> Outcome:
         if error.errno in NO_ROOM:
             detail = f"The disk is full ({error}). Free some room and send the job again; production is untouched."
         elif error.errno in _READ_ONLY:
-            detail = (
-                f"A folder of the service cannot be written ({error}). Mend its rights and send the job again."
-            )
+            detail = f"A folder of the service cannot be written ({error}). Mend its rights and send the job again."
         else:
             raise
         return Outcome(failure=JobFailure(detail=detail, errors=[]))
