@@ -12,6 +12,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
+from app import telemetry
 from training.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Processes(Multiprocess):
 
         No answer is waited for, unlike in uvicorn's: meanwhile others could end, and signals be given to this process.
         """
+        telemetry.keep_folder()
         for place, process in enumerate(self.processes):
             if process.process.is_alive() and not self._hangs(process):
                 continue

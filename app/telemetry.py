@@ -3,6 +3,7 @@
 Labels are names and versions of models that were loaded, statuses, and stages: what a client sends never becomes one.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.responses import Response
 from starlette.types import Scope
+
+log = logging.getLogger(__name__)
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # where several processes share their figures, by prometheus_client's own name
 
@@ -136,6 +139,23 @@ def batch_observer(model: str) -> Callable[[int, float], None]:
 def note_loaded(model: str, version: int, engine: str, loaded: bool) -> None:
     """Take note of whether this process has a version in memory."""
     _loaded.labels(model, str(version), engine).set(int(loaded))
+
+
+def keep_folder() -> None:
+    """Make the folder of shared figures again if a cleaner of temporary files removed it: no process starts without.
+
+    Where that cannot be, those that start from now on count for themselves.
+    """
+    folder = os.environ.get(FOLDER)
+    if not folder or Path(folder).is_dir():
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        del os.environ[FOLDER]
+        log.error("Processes that start now do not share their figures: %s", error)  # noqa: TRY400
+    else:
+        log.warning("%s was removed with the figures in it. Restart the service for a whole /metrics.", folder)
 
 
 def exposition() -> bytes:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -133,3 +134,28 @@ def test_processes_are_measured_together(models: Path) -> None:
         samples = scrape(client)
         assert value(samples, "refit_requests_in_flight") == 0
         assert requests(samples) == {("cifar10", "1", "200"): 40}
+
+
+def test_processes_start_although_the_folder_of_their_figures_was_removed(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with (
+        serve(models, "--workers", "2") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        while serving(server) < 2:  # the first of them answers while the second still loads
+            time.sleep(0.1)
+        (folder,) = tmp_path.glob("refit-metrics-*")
+        shutil.rmtree(folder)
+        server.wait_logged("was removed with the figures in it")
+        assert client.get("/metrics").status_code == 200
+        for worker in server.workers():
+            os.kill(worker, signal.SIGKILL)
+        while serving(server) < 4:
+            assert not any("Traceback" in line for line in server.log)
+            time.sleep(0.1)
+        server.wait_ready()
+        assert httpx.post(f"{server.url}/predict", files={"file": png(1)}, timeout=60).status_code == 200
+        answer = httpx.get(f"{server.url}/metrics", timeout=60)
+        assert 'refit_requests_total{model="cifar10",status="200",version="1"} 1.0' in answer.text
