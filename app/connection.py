@@ -17,7 +17,7 @@ from uvicorn.protocols.utils import get_client_addr
 
 from app.access_log import ACCESS
 from app.api.disconnect import Client
-from app.errors import HeadTooLargeError, MalformedRequestError, ServiceError, TooSlowError, respond
+from app.errors import HUNG_UP, HeadTooLargeError, MalformedRequestError, ServiceError, TooSlowError, respond
 from app.refusal import Refusals
 from app.transport import GatheringTransport
 
@@ -27,6 +27,7 @@ _LEAST_RATE = 10_000  # bytes a second
 _OTHER_DESCRIPTORS = 200  # for files and processes, which a service needs whoever keeps connections open
 _MOST_HEAD_BYTES = 65_536  # of address and headers, besides what arrives together with their beginning
 _CYCLE = "refit.cycle"
+_ENDED = "refit.ended"  # by what status the connection answered a request in the application's place
 _UPGRADE = re.compile(rb"(?i)\r\nupgrade:")
 _FORWARDED_FOR = re.compile(rb"(?im)^x-forwarded-for:[ \t]*(.*?)\r?$")
 
@@ -185,6 +186,11 @@ class Connection(HttpToolsProtocol):
             answer = respond(error)
             headers = (*self.server_state.default_headers, *answer.raw_headers, (b"connection", b"close"))
             self.transport.write(_encoded(answer, headers))
+            scope = cast(Scope, self.scope)
+            scope[_ENDED] = answer.status_code
+            if self.access_log:
+                name = self._name(b"\r\n".join(map(b": ".join, scope["headers"])))
+                self.access_logger.info('%s - "%s" %d', name, _first_line(scope), answer.status_code)
         self.transport.close()
 
 
@@ -200,36 +206,36 @@ def _without_upgrade(data: bytes) -> bytes:
     return _UPGRADE.sub(b"\r\nIgnored-Upgrade:", head) + data[len(head) :]
 
 
-async def send_whole(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
+async def send_whole(answer: Response, scope: Scope, receive: Receive, send: Send) -> int:
     """Send an answer whose headers are the service's own, to any request but HEAD.
 
     uvicorn looks for forbidden characters in each of them, as it has to for headers that come from anywhere. That takes
     longer than making most answers. To a server without our connections it is sent as others are.
+
+    Returns:
+        The status that was sent, be it by the connection itself; 499 if the client has hung up.
     """
     # Taken out, because the two hold each other: garbage of 35 objects a request takes 150 ms to find now and then.
     cycle: RequestResponseCycle | None = scope.pop(_CYCLE, None)
     if cycle is None:
         await answer(scope, receive, send)
-        return
+        return answer.status_code
     if cycle.flow.write_paused and not cycle.disconnected:
         await cycle.flow.drain()
     if not cycle.disconnected:
         _send(answer, scope, cycle)
+        return answer.status_code
+    ended = cast(Scope, cycle.scope).get(_ENDED)
+    if ended is None and cycle.access_log:
+        _log(cycle, scope, HUNG_UP)
+    return ended or HUNG_UP
 
 
 def _send(answer: Response, scope: Scope, cycle: RequestResponseCycle) -> None:
     cycle.response_started = cycle.response_complete = True
     cycle.waiting_for_100_continue = False
     if cycle.access_log:
-        query = b"?" + scope["query_string"] if scope["query_string"] else b""
-        cycle.access_logger.info(
-            '%s - "%s %s HTTP/%s" %d',
-            get_client_addr(cycle.scope),
-            scope["method"],
-            (scope["raw_path"] + query).decode("ascii"),
-            scope["http_version"],
-            answer.status_code,
-        )
+        _log(cycle, scope, answer.status_code)
     headers = [*cycle.default_headers, *answer.raw_headers]
     if not cycle.keep_alive:
         headers.append((b"connection", b"close"))
@@ -238,6 +244,18 @@ def _send(answer: Response, scope: Scope, cycle: RequestResponseCycle) -> None:
     if not cycle.keep_alive:
         cycle.transport.close()
     cycle.on_response()
+
+
+def _log(cycle: RequestResponseCycle, scope: Scope, status: int) -> None:
+    cycle.access_logger.info('%s - "%s" %d', get_client_addr(cycle.scope), _first_line(scope), status)
+
+
+def _first_line(scope: Scope) -> str:
+    """How a request began, for the log; a dash if its head has not ended."""
+    if "raw_path" not in scope:
+        return "-"
+    query = b"?" + scope["query_string"] if scope["query_string"] else b""
+    return f"{scope['method']} {(scope['raw_path'] + query).decode('ascii')} HTTP/{scope['http_version']}"
 
 
 @lru_cache(maxsize=1)

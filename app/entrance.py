@@ -40,7 +40,7 @@ class Entrance:
         with Prediction(scope) as prediction:
             answer = await self._answer(scope, receive)
             prediction.answered(answer)
-            await send_whole(answer, scope, receive, send)
+            prediction.status = await send_whole(answer, scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         service: Service = scope["app"].state.service

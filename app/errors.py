@@ -328,6 +328,8 @@ class InferenceError(ServiceError):
     title = "The model failed on this picture"
 
 
+HUNG_UP = 499  # what nginx's log calls a request whose client did not wait for the answer
+
 EXPECTED = (ServiceError, ImageError, RequestValidationError, ClientDisconnect)  # no fault of the service
 
 _IMAGE_PROBLEMS: Mapping[type[ImageError], tuple[int, str, str]] = {
@@ -356,7 +358,7 @@ def respond(error: Exception) -> Response:
         document = _problem(422, "invalid-request", "Invalid request", "; ".join(found) + ". See /docs.")
         return _response(document, {}, errors=found)
     if isinstance(error, ClientDisconnect):
-        return Response(status_code=400)  # the client hung up: nobody reads this
+        return Response(status_code=HUNG_UP)  # nobody reads this
     return _response(problem(error), {})
 
 

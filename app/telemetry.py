@@ -27,7 +27,8 @@ _PICTURES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 _requests = Counter(
     "refit_requests",
-    "Answers to POST /predict; model and version are empty where the request ended before they were known.",
+    "Answers to POST /predict; model and version are empty where the request ended before they were known. Status 499: "
+    "the client hung up first.",
     ["model", "version", "status"],
 )
 _in_flight = Gauge("refit_requests_in_flight", "POST /predict requests in work.", multiprocess_mode="livesum")
@@ -64,7 +65,7 @@ class Prediction:
         model: who answered, as soon as that is known.
         version: of it.
         timings: one for each picture.
-        status: of the answer.
+        status: that was sent; 499 if the client had hung up.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -81,9 +82,8 @@ class Prediction:
         return self.timings
 
     def answered(self, answer: Response) -> None:
-        """Take note of the answer, and put `Server-Timing` on one that succeeds."""
-        self.status = answer.status_code
-        if self.status == 200:
+        """Put `Server-Timing` on an answer that succeeds."""
+        if answer.status_code == 200:
             answer.raw_headers.append((b"server-timing", self._header()))
 
     def _header(self) -> bytes:

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,21 @@ def test_only_answers_carry_timings(client: httpx.Client) -> None:
 
 def serving(server: Server) -> int:
     return sum("Serving cifar10 version 1" in line for line in server.log)
+
+
+def test_requests_that_end_without_an_answer_of_the_application_are_counted_and_logged(models: Path) -> None:
+    with serve(models, max_receive_seconds=1) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        with upload_begun(server.url) as slow:
+            assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")
+        upload_begun(server.url).close()
+        server.wait_logged('"POST /predict HTTP/1.1" 408')
+        server.wait_logged('"POST /predict HTTP/1.1" 499')
+        assert requests(scrape(client)) == {("", "", "408"): 1, ("", "", "499"): 1}
+        assert sum('"POST /predict' in line for line in server.log) == 2
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=60) as malformed:
+            malformed.sendall(b"BREW /predict HTTP/1.1\r\n\r\n")
+            assert malformed.recv(4096).startswith(b"HTTP/1.1 400 ")
+        server.wait_logged('"-" 400')
 
 
 def test_processes_are_measured_together(models: Path) -> None:
