@@ -51,7 +51,7 @@ class ServiceError(Exception):
 
 
 class MalformedRequestError(ServiceError):
-    """What was sent is not HTTP; its connection is closed."""
+    """What was sent is not a request of HTTP/1.1."""
 
     status = 400
     kind = "malformed-request"

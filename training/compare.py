@@ -116,7 +116,7 @@ def _held_out(models: Path, new: Manifest, old: Manifest, archives: Mapping[str,
 
 def _inherited(models: Path, manifest: Manifest, *own: Tensor) -> Tensor:
     """A version's own pictures, and what those that it was made from were trained on or chosen by, in one size."""
-    parts = (parts for _, parts in lineage(models, manifest))
+    parts = (parts for version, parts in lineage(models, manifest) if version != manifest)
     of_parents = (images for part in parts for images in (part.train.images, part.validation.images))
     return torch.cat([_small(images) for images in (*own, *of_parents)])
 
