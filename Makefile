@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml constraints.txt $(wildcard app/serving/*.pyx app/serving/*.h training/*.pyx)
+SOURCES := pyproject.toml constraints.txt $(wildcard app/serving/*.pyx app/serving/*.h training/*.pyx training/*.h)
 # Only links and unpacked wheels matter inside .venv: the constraints pin the set that the tests passed with.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 

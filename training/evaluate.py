@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.convolution import fast_convolutions
 from training.data import Split
 from training.device import CPU
 
@@ -39,7 +40,7 @@ def logits(
     rows = []
     for batch in images.split(max(1, _PIXELS // images.shape[-1] ** 2)):
         ready = prepare(batch.to(device)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32), fast_convolutions(device):
             rows.append(network(ready).float().cpu())
     return torch.cat(rows)
 

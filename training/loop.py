@@ -19,7 +19,7 @@ from training.augment import augmented, mixed
 from training.average import Average
 from training.balance import class_weights, weighted
 from training.checkpoint import Checkpoint
-from training.convolution import small_maps
+from training.convolution import fast_convolutions
 from training.data import Partition, Split
 from training.device import choose_algorithms, fast_bfloat16
 from training.distributed import ALONE, Group
@@ -349,7 +349,7 @@ def _backward(parts: _Parts, whole: _Batch, generator: torch.Generator) -> tuple
         with torch.autocast(device.type, parts.precision, enabled=parts.precision != torch.float32):
             if parts.attack:
                 images = parts.attack(parts.network, images, piece.targets, parts.normalise, generator, parts.group)
-            with small_maps(device):  # not the attack, which asks for no gradient of the weights
+            with fast_convolutions(device):  # not the attack, which asks for no gradient of the weights
                 logits = parts.forward(images).float()
         loss = _loss(logits, piece.targets, piece.weights, recipe.label_smoothing)
         if parts.penalty:

@@ -27,9 +27,6 @@ static inline float *pixel(const Map *map, long picture, long y, long x) {
     return map->data + picture * map->size + ((y + map->border) * map->across + x + map->border) * map->channels;
 }
 
-/* Rows of a product that are computed together, with two vectors each: there are 16 registers, and 32 of the longest. */
-enum { ROWS_4 = 6, ROWS_8 = 6, ROWS_16 = 12 };
-
 #define WIDTH 4
 #define ROWS ROWS_4
 #define NAME(name) name##_4
@@ -49,18 +46,6 @@ enum { ROWS_4 = 6, ROWS_8 = 6, ROWS_16 = 12 };
 #define TARGET __attribute__((target("avx512f")))
 #include "layers.h"
 #endif
-
-/* Floats in the longest vectors that this processor computes with. */
-static int widest(void) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f"))
-        return 16;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return 8;
-#endif
-    return 4;
-}
 
 static void compute(int width, const Layer *layer, const Map *maps, long pictures, float *scratch) {
 #if defined(__x86_64__)

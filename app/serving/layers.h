@@ -1,16 +1,10 @@
-/* The layers of a convolutional network in float32, for vectors of WIDTH floats. Included once for each WIDTH, with
+/* The layers of a convolutional network in float32, for vectors of WIDTH floats. Included once for each WIDTH, as
+   `vectors.h` is. */
 
-   ROWS    rows of a product that are computed together,
-   NAME    gives every function a name of its own,
-   TARGET  the instructions that may be used, as an attribute of a function. */
+#include "../../training/vectors.h"
 
-typedef float NAME(vector) __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef int32_t NAME(integers) __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-#define VECTOR NAME(vector)
 #define INTEGERS NAME(integers)
-#define INLINE static inline __attribute__((always_inline)) TARGET
-#define LOAD(place) (*(const VECTOR *)(place))
-#define STORE(place) (*(VECTOR *)(place))
 #define CHOOSE(condition, one, other) \
     ((VECTOR)(((INTEGERS)(condition) & (INTEGERS)(one)) | (~(INTEGERS)(condition) & (INTEGERS)(other))))
 
@@ -47,57 +41,6 @@ INLINE VECTOR NAME(activated)(VECTOR x, int activation) {
     return activation == GELU ? NAME(gelu)(x) : x;
 }
 
-/* Some rows of a product: left [rows, depth] by right [depth, columns * WIDTH]. */
-INLINE void NAME(tile)(const int rows, const int columns, long depth, const float *restrict left,
-                       const float *restrict right, float *restrict result, long step) {
-    VECTOR sums[ROWS][2] = {0};
-    for (long at = 0; at < depth; at++) {
-        VECTOR factors[2], none = {0};
-#pragma GCC unroll 2
-        for (int column = 0; column < columns; column++)
-            factors[column] = LOAD(right + (at * columns + column) * WIDTH);
-#pragma GCC unroll 16
-        for (int row = 0; row < rows; row++) {
-            VECTOR factor = left[row * depth + at] - none; /* the same in all places */
-#pragma GCC unroll 2
-            for (int column = 0; column < columns; column++)
-                sums[row][column] += factor * factors[column];
-        }
-    }
-#pragma GCC unroll 16
-    for (int row = 0; row < rows; row++)
-#pragma GCC unroll 2
-        for (int column = 0; column < columns; column++)
-            STORE(result + row * step + column * WIDTH) = sums[row][column];
-}
-
-#define CASE(number) \
-    case number: \
-        NAME(tile)(number, columns, depth, left, right, result, step); \
-        break;
-
-INLINE void NAME(strip)(long rows, const int columns, long depth, const float *left, const float *right, float *result,
-                        long step) {
-    for (; rows >= ROWS; rows -= ROWS, left += ROWS * depth, result += ROWS * step)
-        NAME(tile)(ROWS, columns, depth, left, right, result, step);
-    switch (rows) {
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5)
-#if WIDTH == 16
-        CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11)
-#endif
-    }
-}
-
-/* left [rows, depth] by right [depth, outputs], which lies in strips of two vectors, and one if a vector is left. */
-static TARGET void NAME(product)(long rows, long depth, long outputs, const float *left, const float *right,
-                                 float *result) {
-    long column = 0;
-    for (; column + 2 * WIDTH <= outputs; column += 2 * WIDTH)
-        NAME(strip)(rows, 2, depth, left, right + column * depth, result + column, outputs);
-    if (column < outputs)
-        NAME(strip)(rows, 1, depth, left, right + column * depth, result + column, outputs);
-}
-
 /* What becomes of a sum on its way to the target. */
 INLINE void NAME(finish)(const Layer *layer, VECTOR sum, long channel, const float *residual, float *target) {
     sum += LOAD(layer->shift + channel);
@@ -106,67 +49,12 @@ INLINE void NAME(finish)(const Layer *layer, VECTOR sum, long channel, const flo
     STORE(target + channel) = NAME(activated)(sum, layer->activation);
 }
 
-/* Winograd's F(4x4, 3x3): the matrices B^T and A^T of Lavin and Gray (2016, arXiv:1509.09308), by one axis. */
-INLINE void NAME(transform)(const VECTOR *from, VECTOR *to, int step) {
-    VECTOR a = from[4] - 4 * from[2], b = from[3] - 4 * from[1], c = from[4] - from[2], d = 2 * (from[3] - from[1]);
-    to[0] = 4 * from[0] - 5 * from[2] + from[4];
-    to[step] = a + b;
-    to[2 * step] = a - b;
-    to[3 * step] = c + d;
-    to[4 * step] = c - d;
-    to[5 * step] = 4 * from[1] - 5 * from[3] + from[5];
-}
-
-INLINE void NAME(collect)(const VECTOR *from, VECTOR *to, int step) {
-    VECTOR a = from[1] + from[2], b = from[1] - from[2], c = from[3] + from[4], d = from[3] - from[4];
-    to[0] = from[0] + a + c;
-    to[step] = b + 2 * d;
-    to[2 * step] = a + 4 * c;
-    to[3 * step] = b + 8 * d + from[5];
-}
-
-INLINE void NAME(tile_in)(const float *from, long row, long column, float *to, long step) {
-    VECTOR half[6][6];
-#pragma GCC unroll 6
-    for (int x = 0; x < 6; x++) {
-        VECTOR line[6];
-#pragma GCC unroll 6
-        for (int y = 0; y < 6; y++)
-            line[y] = LOAD(from + y * row + x * column);
-        NAME(transform)(line, &half[0][x], 6);
-    }
-#pragma GCC unroll 6
-    for (int y = 0; y < 6; y++) {
-        VECTOR line[6];
-        NAME(transform)(half[y], line, 1);
-#pragma GCC unroll 6
-        for (int x = 0; x < 6; x++)
-            STORE(to + (6 * y + x) * step) = line[x];
-    }
-}
-
-INLINE void NAME(tile_out)(const float *from, long step, VECTOR to[4][4]) {
-    VECTOR half[4][6];
-#pragma GCC unroll 6
-    for (int x = 0; x < 6; x++) {
-        VECTOR line[6];
-#pragma GCC unroll 6
-        for (int y = 0; y < 6; y++)
-            line[y] = LOAD(from + (6 * y + x) * step);
-        NAME(collect)(line, &half[0][x], 6);
-    }
-#pragma GCC unroll 4
-    for (int y = 0; y < 4; y++)
-        NAME(collect)(half[y], to[y], 1);
-}
-
 /* A 3x3 convolution in tiles of 4x4 pixels: transformed, multiplied in each of 36 places, transformed back. */
 static TARGET void NAME(winograd)(const Layer *layer, const Map *source, const Map *target, const Map *residual,
                                   long pictures, float *scratch) {
     long inputs = source->channels, outputs = target->channels;
     long across = (target->side + 3) / 4, each = across * across, total = pictures * each;
-    /* Places that lie a multiple of 4 kB apart would push each other out of the cache. */
-    long in_step = layer->block * inputs + 16, out_step = layer->block * outputs + 16;
+    long in_step = layer->block * inputs + LINE, out_step = layer->block * outputs + LINE;
     float *transformed = scratch, *products = scratch + 36 * in_step;
     for (long first = 0; first < total; first += layer->block) {
         long count = total - first < layer->block ? total - first : layer->block;
@@ -178,8 +66,8 @@ static TARGET void NAME(winograd)(const Layer *layer, const Map *source, const M
                               in_step);
         }
         for (long place = 0; place < 36; place++)
-            NAME(product)(count, inputs, outputs, transformed + place * in_step,
-                          layer->weights + place * inputs * outputs, products + place * out_step);
+            NAME(product)(count, inputs, outputs, transformed + place * in_step, inputs, 1,
+                          layer->weights + place * inputs * outputs, products + place * out_step, 0);
         for (long tile = 0; tile < count; tile++) {
             long picture = (first + tile) / each, place = (first + tile) % each;
             long y = place / across * 4, x = place % across * 4;
@@ -211,7 +99,7 @@ static TARGET void NAME(convolution)(const Layer *layer, const Map *source, cons
                 memcpy(scratch + row * depth + line * run, pixel(source, (first + row) / each, y + line, x),
                        run * sizeof(float));
         }
-        NAME(product)(count, depth, outputs, scratch, layer->weights, products);
+        NAME(product)(count, depth, outputs, scratch, depth, 1, layer->weights, products, 0);
         for (long row = 0; row < count; row++) {
             long picture = (first + row) / each, place = (first + row) % each;
             long y = place / target->side, x = place % target->side;
@@ -258,13 +146,8 @@ static void NAME(compute)(const Layer *layer, const Map *maps, long pictures, fl
         NAME(pooling)(layer, source, target, residual, pictures, scratch);
 }
 
-#undef VECTOR
 #undef INTEGERS
-#undef INLINE
-#undef LOAD
-#undef STORE
 #undef CHOOSE
-#undef CASE
 #undef WIDTH
 #undef ROWS
 #undef NAME
