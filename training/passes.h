@@ -44,6 +44,8 @@ static TARGET void NAME(weigh)(const Pass *pass, long slice, float *scratch) {
     long start = slice * pass->tiles / pass->items, end = (slice + 1) * pass->tiles / pass->items;
     float *left = scratch + 36 * (inputs > outputs ? inputs : outputs), *right = left + 36 * in_step;
     float *result = pass->result + slice * 36 * inputs * outputs;
+    if (start == end)
+        memset(result, 0, 36 * inputs * outputs * sizeof(float));
     for (long first = start; first < end; first += pass->block) {
         long count = least(pass->block, end - first);
         for (long tile = 0; tile < count; tile++) {

@@ -91,6 +91,16 @@ def test_in_tiles_the_numbers_are_those_of_float64_but_for_rounding(shape: tuple
 
 
 @pytest.mark.usefixtures("tiles")
+def test_more_threads_than_tiles_add_nothing_to_a_gradient() -> None:
+    x, gradient = (np.random.default_rng(seed).random((1, 4, 7, 16), np.float32) for seed in range(2))
+    shares = np.full((5, 36, 16, 16), np.nan, np.float32)
+    alone = np.empty((1, 36, 16, 16), np.float32)
+    compiled.winograd.weight_gradient(x, gradient, shares)
+    compiled.winograd.weight_gradient(x, gradient, alone)
+    np.testing.assert_allclose(shares.sum(0), alone[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("tiles")
 def test_in_tiles_one_machine_repeats_its_numbers() -> None:
     layer, x = layer_and_input(64, 64, 15, 8)
     with fast_convolutions(CPU):
