@@ -4,6 +4,8 @@
 #include <dlfcn.h>
 #include <string.h>
 
+#include "widths.h"
+
 typedef struct {
     long height, width, down, across; /* in pixels; in tiles */
 } Shape;
@@ -74,9 +76,9 @@ typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 static Parallel parallel(void) { return (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel"); }
 
 static void take_part(void *given) {
+#if defined(__x86_64__)
     Pass *pass = given;
     float *scratch = pass->scratch + __atomic_fetch_add(&pass->entered, 1, __ATOMIC_RELAXED) * pass->scratch_step;
-#if defined(__x86_64__)
     void (*weigh)(const Pass *, long, float *) = pass->width == 16 ? weigh_16 : weigh_8;
     void (*convolve)(const Pass *, long, float *) = pass->width == 16 ? convolve_16 : convolve_8;
     for (long item; (item = __atomic_fetch_add(&pass->next, 1, __ATOMIC_RELAXED)) < pass->items;)

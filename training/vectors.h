@@ -4,25 +4,11 @@
    NAME    gives every function a name of its own,
    TARGET  the instructions that may be used, as an attribute of a function. */
 
+#include "widths.h"
+
 typedef float NAME(vector) __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
 #ifndef VECTOR
-/* Rows of a product that are computed together, with two vectors each: there are 16 registers, and 32 of the longest. */
-enum { ROWS_4 = 6, ROWS_8 = 6, ROWS_16 = 12 };
-enum { LINE = 16 }; /* Places that lie a multiple of 4 kB apart would push each other out of the cache. */
-
-/* Floats in the longest vectors that this processor computes with. */
-static int widest(void) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f"))
-        return 16;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return 8;
-#endif
-    return 4;
-}
-
 #define VECTOR NAME(vector)
 #define INLINE static inline __attribute__((always_inline)) TARGET
 #define LOAD(place) (*(const VECTOR *)(place))
